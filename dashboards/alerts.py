@@ -79,7 +79,8 @@ def of_memory(m: Mixin) -> list[Alert]:
               f"  > sum by ({BY}) (rate(bufferpool_hits_total{{$S}}[5m]))",
               "10m", "warning", "Pool {{ $labels.pool }} is thrashing",
               "It replaces more than its whole budget every minute, and misses more often than it hits. Its working set does not "
-              "fit: give it more (pool.resize, or bufferpool resize), or find out what scans it."),
+              "fit: give it more (pool.resize, or bufferpool resize), or find out what scans it (bufferpool spaces), or whose pins "
+              "hold its frames (bufferpool clients)."),
         Alert("BufferPoolCannotShrink",
               f"bufferpool_resident_bytes{{$S}} + bufferpool_object_bytes{{$S}} > bufferpool_budget_bytes{{$S}} * {1 + m.over_budget:g}",
               "5m", "warning", "Pool {{ $labels.pool }} cannot shrink to its budget",
@@ -87,7 +88,7 @@ def of_memory(m: Mixin) -> list[Alert]:
               "flushed: bufferpool events says which, and who pins them."),
         Alert("BufferPoolExhausted", f"sum by ({BY}) (increase(bufferpool_exhausted_total{{$S}}[10m])) > 0",
               "0m", "critical", "Pool {{ $labels.pool }} has no frame for its clients",
-              "{{ $value | printf `%.0f` }} requests in ten minutes found every frame pinned or dirty and raised PoolExhausted. "
+              "Requests that found every frame pinned or dirty and raised PoolExhausted, in ten minutes: {{ $value | printf `%.0f` }}. "
               "bufferpool clients, run twice, shows whose pins stay, bufferpool stat how many pages are dirty."),
         Alert("BufferPoolSharedMemoryNearlyFull",
               f"bufferpool_shm_free_bytes{{$S}} < bufferpool_shm_size_bytes{{$S}} * {m.shm_free:g}\n"
@@ -132,7 +133,7 @@ def of_stores(m: Mixin) -> list[Alert]:
         Alert("BufferPoolNoSteward",
               f"bufferpool_unsaved_pages{{$S}} > 0 and on ({BY}) bufferpool_steward{{$S}} == 0",
               "10m", "warning", "Nobody flushes pool {{ $labels.pool }}",
-              "{{ $value | printf `%.0f` }} pages of files and stores are in memory only, and no steward runs. Start one: "
+              "Pages of files and stores that are in memory only: {{ $value | printf `%.0f` }}. No steward runs. Start one: "
               "pool.start_steward(), or bufferpool steward."),
         Alert("BufferPoolForegroundFlushing", f"rate(bufferpool_foreground_flushes_total{{$S}}[5m]) > {m.foreground_per_s:g}",
               "10m", "warning", "Clients of pool {{ $labels.pool }} flush pages themselves",
@@ -140,7 +141,7 @@ def of_stores(m: Mixin) -> list[Alert]:
               "their sync. Run a steward, let it flush earlier, or give the pool more."),
         Alert("BufferPoolCorruptPages", "increase(bufferpool_corrupt_pages_total{$S}[1h]) > 0",
               "0m", "critical", "Pool {{ $labels.pool }} read corrupt pages",
-              "Checksums of {{ $value | printf `%.0f` }} pages did not match what the store returned. Suspect the disk."),
+              "Pages whose checksum did not match what the store returned: {{ $value | printf `%.0f` }}. Suspect the disk."),
     ]  # fmt: skip
 
 
@@ -153,8 +154,8 @@ def of_clients(m: Mixin) -> list[Alert]:
               "look for the OOM killer (dmesg), for crashes, and for a supervisor that kills."),
         Alert("BufferPoolDeadClients", 'bufferpool_clients{state="dead"$,S} > 0',
               "5m", "warning", "Dead clients of pool {{ $labels.pool }} are not reaped",
-              "{{ $value | printf `%.0f` }} clients have been dead for five minutes and hold their pins and slots. Run a steward, or "
-              "bufferpool gc."),
+              "Clients that have been dead for five minutes and hold their pins and slots: {{ $value | printf `%.0f` }}. Run a steward, "
+              "or bufferpool gc."),
         Alert("BufferPoolClientsNearMaximum",
               f"sum by ({BY}) (bufferpool_clients{{$S}}) > on ({BY}) bufferpool_max_clients{{$S}} * {m.clients:g}",
               "10m", "warning", "Pool {{ $labels.pool }} has few client slots left",
@@ -162,7 +163,7 @@ def of_clients(m: Mixin) -> list[Alert]:
               "pool is created."),
         Alert("BufferPoolClientsRefused", "increase(bufferpool_refused_clients_total{$S}[10m]) > 0",
               "0m", "critical", "Pool {{ $labels.pool }} refuses clients",
-              "{{ $value | printf `%.0f` }} processes found every client slot taken (TooManyClients)."),
+              "Processes that found every client slot taken (TooManyClients), in ten minutes: {{ $value | printf `%.0f` }}."),
         Alert("BufferPoolUnreadable", "bufferpool_up{$S} == 0",
               "5m", "warning", "Pool {{ $labels.pool }} cannot be read",
               "It was removed, it is damaged, this user may not read it, or another version of the library made it: the "

@@ -222,7 +222,7 @@ WRITE_BACK = (
     _counter("bufferpool_foreground_flushes",
              "Batches that a client had to write itself, because it needed a frame and found only dirty pages. "
              "The client waits for the store meanwhile; with a steward that keeps up, the value is zero.", "foreground_flushes"),
-    _counter("bufferpool_flush_failures", "Flushes that failed in a store; the pages stay dirty.", "flush_failures"),
+    _counter("bufferpool_flush_failures", "Flushes that failed in a store; the pages stay dirty. What one caller tries again while it waits counts once.", "flush_failures"),
     Family(GaugeMetricFamily, "bufferpool_last_checkpoint_timestamp_seconds",
            "When the last checkpoint was. Absent while there has been none.",
            lambda s: [((), s.stats.checkpoint_at)] if s.stats.checkpoint_at else [], unit="seconds"),

@@ -5,7 +5,7 @@ in a process. If another client has a space's flush lock, callers that only need
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Hashable, Iterable
 from functools import partial
 from math import inf
 
@@ -33,9 +33,10 @@ def refuse_nested(client: Client, record: Record, *, waits: bool = False) -> Non
         )
 
 
-def start_flushes(client: Client, *, foreground: bool = False) -> list[Job]:
+def start_flushes(client: Client, *, foreground: bool = False, counted: Container[Hashable] = ()) -> list[Job]:
     """Starts a flush of every space whose store this process can use, each in a thread of its own.
 
+    A failure of a space in ``counted`` is not counted: the caller has tried it before, for the same frame.
     It skips spaces that another client is flushing. Raises WouldDeadlock if the only ones are flushed by this thread.
     """
     jobs, refused = [], None
@@ -50,8 +51,10 @@ def start_flushes(client: Client, *, foreground: bool = False) -> list[Job]:
             continue
         if client.jobs.running(record["index"]) is None and not client.dirty_pages(record):
             continue
-        work = partial(flush_space, client, record, client.durable_lsn, foreground=foreground, wait=False)
-        jobs.append(client.jobs.start(record["index"], work)[0])
+        index = record["index"]
+        options = {"foreground": foreground, "wait": False, "counts": index not in counted}
+        work = partial(flush_space, client, record, client.durable_lsn, **options)
+        jobs.append(client.jobs.start(index, work)[0])
     if refused is not None and not jobs:
         raise refused
     return jobs

@@ -9,6 +9,7 @@ up to its own timeout, for the first of them that frees some.
 import os
 import threading
 import time
+from collections.abc import Hashable
 from math import inf
 from typing import Any, NamedTuple
 
@@ -47,6 +48,8 @@ class Room(threading.local):
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
+        self.failed: set[Hashable] = set()
+        """The spaces whose flush has failed in this wait: each counts as one failure, however often it is tried."""
 
 
 class Shortage(NamedTuple):
@@ -108,22 +111,32 @@ def flushed_pages(client: Client) -> int:
 
 
 def write_some(
-    client: Client, jobs: list[Job], seconds: float, *, foreground: bool = False, ask_log: bool = True
+    client: Client,
+    jobs: list[Job],
+    seconds: float,
+    failures: set[Hashable] | None = None,
+    *,
+    foreground: bool = False,
+    ask_log: bool = True,
 ) -> tuple[bool, Exception | None]:
     """Starts flushes, and waits until any client has written a page, no flush runs here, or ``seconds`` are over.
 
-    ``jobs`` are those that the caller has started before; afterwards, those that still run. Returns whether pages
+    ``jobs`` are those that the caller has started before; afterwards, those that still run. ``failures``: of a caller that
+    tries again, the spaces whose failures have been counted. Returns whether pages
     were written, and the first error. With ``ask_log``, the log is asked for where nothing else can be written;
     raises what the engine's ``log_sync`` raised.
     """
     before = flushed_pages(client)
     try:
-        jobs.extend(job for job in start_flushes(client, foreground=foreground) if job not in jobs)
+        started = start_flushes(client, foreground=foreground, counted=failures or ())
+        jobs.extend(job for job in started if job not in jobs)
     except WouldDeadlock as error:
         return False, error
     end = time.monotonic() + seconds
     client.jobs.wait(lambda: flushed_pages(client) != before or all(job.done for job in jobs), seconds)
     failed = next((job.error for job in jobs if job.error is not None), None)
+    if failures is not None:
+        failures.update(job.subject for job in jobs if job.error is not None)
     if failed is not None and not isinstance(failed, (StoreError, WouldDeadlock)):
         jobs.clear()
         raise failed
@@ -153,14 +166,14 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
         raise PoolExhausted(scratch_message(client, found))
     now = time.monotonic()
     if now - want.last > SAME_WANT_S:
-        want.since, want.tries, want.jobs, want.over = now, 0, [], False
+        want.since, want.tries, want.jobs, want.failed, want.over = now, 0, [], set(), False
     want.tries += 1
     failed = None
     if client.seg.reap() or (found.what != "limit" and page_sizes.more(client)):
         return
     flushes: list[Operation] = []
     if found.dirty or found.in_use:  # a page that somebody is flushing counts as in use
-        wrote, failed = write_some(client, want.jobs, min(PAUSE_S, found.left), foreground=True)
+        wrote, failed = write_some(client, want.jobs, min(PAUSE_S, found.left), want.failed, foreground=True)
         if wrote:
             want.last = 0.0
             return
@@ -344,6 +357,8 @@ def post_in_the_way(client: Client, over: int, found: InTheWay) -> None:
 def _shrink_to(client: Client, frames: int, deadline: float) -> int:
     seg, given, last_look = client.seg, 0, False
     jobs: list[Job] = []
+    failures: set[Hashable] = set()
+    failed: Exception | None = None
     given += seg.fit_objects(None, reason_number("budget"), deadline - time.monotonic())[0] // client.page_size
     while (over := page_sizes.held_frames(client) - frames) > 0:
         left = deadline - time.monotonic()
@@ -354,9 +369,10 @@ def _shrink_to(client: Client, frames: int, deadline: float) -> int:
             raise refusal(client, refused)
         if done >= over:
             continue
-        failed, left = None, deadline - time.monotonic()
+        left = deadline - time.monotonic()
+        failed = failed if dirty else None
         if (dirty or busy) and left > 0:
-            wrote, failed = write_some(client, jobs, left)
+            wrote, failed = write_some(client, jobs, left, failures)
             if wrote:
                 continue
         if time.monotonic() > deadline and not last_look:

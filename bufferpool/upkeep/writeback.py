@@ -152,7 +152,9 @@ def _store_over(client: Client, store: FileStore, batch: _core.Batch, items: _It
         store.sync()
 
 
-def _flush_batch(client: Client, record: Record, batch: _core.Batch, write: _WriteBatch) -> Part:
+def _flush_batch(
+    client: Client, record: Record, batch: _core.Batch, write: _WriteBatch, *, counts: bool = True
+) -> Part:
     """Lets ``write`` store the pages of a batch, and ends the batch."""
     items, outcome = np.frombuffer(batch.items, _ITEM), _Outcome()
     try:
@@ -160,7 +162,8 @@ def _flush_batch(client: Client, record: Record, batch: _core.Batch, write: _Wri
             write(batch, items, outcome)
         outcome.synced = True
     except Exception as error:
-        client.seg.count("flush_failures")
+        if counts:
+            client.seg.count("flush_failures")
         failed: Exception = error
         if not isinstance(error, (BufferPoolError, MemoryError)) and not _is_of_a_handler(record, error):
             why = describe(error) if isinstance(error, OSError) else shown(error)
@@ -231,20 +234,21 @@ def store_of(client: Client, record: Record) -> Store:
     return store
 
 
-def flush_part(client: Client, record: Record, which: Selection, *, wait: bool = True) -> Part:
+def flush_part(client: Client, record: Record, which: Selection, *, wait: bool = True, counts: bool = True) -> Part:
     """Writes the dirty pages of a space that ``which`` selects, in page order, and syncs them.
 
-    Returns a part without pages if another client flushes the space and ``wait`` is false. Raises StoreError: then all pages
+    ``counts``: whether a failure counts, which it does not if the caller repeats a flush that has failed. Returns a part without pages if another client flushes the space and ``wait`` is false. Raises StoreError: then all pages
     are still dirty.
     """
     try:
-        with telling(client, record):
+        with telling(client, record, counts=counts):
             store = store_of(client, record)
             batch = client.seg.begin_flush(record["index"], record["generation"], which, wait)
             if batch is None:
                 return Part(0, 0, 0)
             with working_on(record["index"]):
-                part = _flush_batch(client, record, batch, partial(_store_batch, client, record, store))
+                write = partial(_store_batch, client, record, store)
+                part = _flush_batch(client, record, batch, write, counts=counts)
     except StoreError:
         if client.current(record) is None:  # removed since it was looked at: the dirty pages were another space's
             return Part(0, 0, 0)
@@ -271,19 +275,22 @@ def write_over(client: Client, record: Record, held: _core.Held, store: FileStor
 
 
 @contextmanager
-def telling(client: Client, record: Record) -> Iterator[None]:
+def telling(client: Client, record: Record, *, counts: bool = True) -> Iterator[None]:
     """Records a StoreError of the `with` block as an event, after the block has released its locks, because log handlers are foreign code."""
     try:
         yield
     except StoreError as error:
         if client.current(record) is not None:
-            trouble.count(client, EventKind.FLUSH_FAILED, error, record["index"], record["generation"])
+            if counts:
+                trouble.count(client, EventKind.FLUSH_FAILED, error, record["index"], record["generation"])
             origin = trouble.Origin(record["index"], record["generation"], record["name"], error.page_no)
             trouble.tell(client, EventKind.FLUSH_FAILED, error, origin)
         raise
 
 
-def flush_space(client: Client, record: Record, lsn: int, *, foreground: bool = False, wait: bool = True) -> int:
+def flush_space(
+    client: Client, record: Record, lsn: int, *, foreground: bool = False, wait: bool = True, counts: bool = True
+) -> int:
     """Writes the dirty pages of one space whose LSN is at most ``lsn``; returns their number."""
     if record["kind"] not in WRITTEN:
         return 0
@@ -291,7 +298,7 @@ def flush_space(client: Client, record: Record, lsn: int, *, foreground: bool = 
         return 0  # a batch without pages takes no time, so nobody waits for it
     written, first = 0, 0
     while True:
-        part = flush_part(client, record, Selection(lsn, first, foreground=foreground), wait=wait)
+        part = flush_part(client, record, Selection(lsn, first, foreground=foreground), wait=wait, counts=counts)
         written, first = written + part.written, part.next_page
         if not first:
             return written

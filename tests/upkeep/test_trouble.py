@@ -102,6 +102,33 @@ def test_a_frame_that_is_not_there_is_one_failure_and_one_wait(make_pool, data_f
     assert np.array_equal(table[50], stamp(50))
 
 
+@pytest.mark.parametrize("which", ["frame", "resize"])
+def test_a_flush_that_fails_again_and_again_for_one_caller_is_one_failure(make_pool, which):
+    """Each of the sixty tries in half a second was counted: a full disk counted thousands of failures in a few minutes."""
+    pool = make_pool(16 * PAGE)
+    store = Memory(20)
+    table = pool.open_store("orders", store, mode="r+")
+    store.fail_write = OSError(errno.ENOSPC, "no space")
+    for n in range(8):
+        with table.write(n) as page:
+            page[:] = n
+    kept = [table[n] for n in range(8, 16)]
+    for n in range(1, 3):
+        if which == "frame":
+            with pytest.raises(PoolExhausted, match="the disk is full"):
+                table[18]
+        else:
+            with pytest.raises(StoreError, match="the disk is full"):
+                pool.resize(4 * PAGE, timeout=1.0)
+        stats = pool.stats()
+        assert sum(call[0] == "write" for call in store.calls) > 2 * n
+        assert stats.flush_failures == n
+        assert stats.spaces[0].flush_failures["full"] == n
+    store.fail_write = None
+    del kept
+    assert table.flush() == 8
+
+
 # ---- stores that fail ------------------------------------------------------------------
 
 
