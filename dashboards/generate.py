@@ -27,7 +27,7 @@ BYTES, RATIO, SECONDS, PER_SECOND, BYTES_PER_SECOND, COUNT = "bytes", "percentun
 # Colours that mean the same in every panel.
 COLORS = {
     "clean": "green", "dirty": "orange", "pinned": "purple", "retired": "red", "busy": "yellow", "free": "#808080",
-    "budget": "red", "maximum": "#808080", "minimum": "#606060", "resident": "blue", "by the kernel's count": "light-blue",
+    "budget": "red", "maximum": "#808080", "minimum": "#606060", "resident": "blue", "kernel's count": "light-blue",
     "1s": "dark-orange", "10s": "orange", "1m": "light-yellow", "10m": "light-blue", "1h": "blue", "older": "dark-blue",
     "alive": "green", "dead": "red", "values of caches": "semi-dark-blue",
 }  # fmt: skip
@@ -95,7 +95,7 @@ def lines(
     if at_least is not None:
         made.axis_soft_max(at_least)
     legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.TABLE).show_legend(True)
-    made.legend(legend.placement(kinds.LegendPlacement.BOTTOM).calcs(["lastNotNull", "max"]))
+    made.legend(legend.placement(kinds.LegendPlacement.RIGHT).calcs(["lastNotNull", "max"]))
     made.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI))
     for i, (expr, legend_format) in enumerate(queries):
         made.with_target(query(expr, legend_format, i))
@@ -185,7 +185,7 @@ def memory() -> list[Any]:
         lines("How much memory", "The memory of the pages, between the bounds of the budget. The kernel's count includes the metadata: if it remains "
               "above the resident bytes by more than the metadata, run bufferpool check.",
               BYTES, (f"sum(bufferpool_resident_bytes{HERE})", "resident"), (f"sum(bufferpool_budget_bytes{HERE})", "budget"),
-              (f"sum(bufferpool_kernel_bytes{HERE})", "by the kernel's count"), (f"sum(bufferpool_max_bytes{HERE})", "maximum"),
+              (f"sum(bufferpool_kernel_bytes{HERE})", "kernel's count"), (f"sum(bufferpool_max_bytes{HERE})", "maximum"),
               (f"sum(bufferpool_min_bytes{HERE})", "minimum")),
         lines("Memory by content", "The frames that have memory, by what is in them. Dirty and pinned frames cannot be given back; clean and free ones "
               "can. Retired frames hold versions that were superseded and that a reader still pins. Values of caches are beside the frames.",
@@ -321,7 +321,7 @@ def machine() -> list[Any]:
                 for match, legend in (('=""', "machine, {{state}}"), ('!=""', "{{cgroup}}, {{state}}"))), axis=(None, 0.1)),
         lines("Shared memory and the machine", "Free memory in the tmpfs that holds the pools, and in the machine. Containers start with 64 MiB of "
               "/dev/shm.", BYTES, (f"bufferpool_shm_free_bytes{THERE}", "free in the tmpfs"), (f"bufferpool_shm_size_bytes{THERE}", "size of the tmpfs"),
-              (f"bufferpool_machine_available_bytes{THERE}", "available in the machine")),
+              (f"bufferpool_machine_available_bytes{THERE}", "available memory")),
     ]  # fmt: skip
 
 
