@@ -372,7 +372,8 @@ def _shrink_to(client: Client, frames: int, deadline: float) -> int:
         left = deadline - time.monotonic()
         failed = failed if dirty else None
         if (dirty or busy) and left > 0:
-            wrote, failed = write_some(client, jobs, left, failures)
+            wrote, error = write_some(client, jobs, left, failures)
+            failed = None if wrote else error or failed  # a try that is not over yet says nothing
             if wrote:
                 continue
         if time.monotonic() > deadline and not last_look:
