@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bufferpool import _core
 from bufferpool._locks import Lock
 from bufferpool.client import segment_file
-from bufferpool.client.client import Client, Mapped, Record, mark_ending
+from bufferpool.client.client import Client, Mapped, Record, close_dropped, mark_ending, tell_unsaved
 from bufferpool.client.process_end import AtEnd
 from bufferpool.client.request import FIXED, Request
 from bufferpool.errors import (
@@ -28,6 +28,9 @@ from bufferpool.errors import (
     SegmentNotFound,
     SegmentReplaced,
     SpaceRemoved,
+    StoreError,
+    UnsavedPages,
+    WaitTimeout,
 )
 from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, cache_of
@@ -64,7 +67,7 @@ from bufferpool.spaces.space import (
 from bufferpool.stores.base import Buffer, Cache, Store, name_of_file
 from bufferpool.stores.checksum import Repair, file_store
 from bufferpool.units import flag_of, format_size, is_utf8, lsn_of, parse_size, seconds_of
-from bufferpool.upkeep import memory
+from bufferpool.upkeep import memory, nameless
 from bufferpool.upkeep import page_sizes as sizes
 from bufferpool.upkeep import working_set as warm
 from bufferpool.upkeep.flush_jobs import checkpoint, checkpoint_within, flush_all, newest_lsn
@@ -90,10 +93,13 @@ def _close_all() -> None:
             pool._close(late=True)
         except BufferError:
             continue  # a thread still uses the pool: the client ends with the process
+        except (StoreError, WaitTimeout, UnsavedPages) as error:
+            tell_unsaved(pool.client, error)
         except Exception as error:  # noqa: BLE001 - of a steward; raised when all are closed
             failed = failed or error
         finally:
             pool._ended = pool.client.closed = True
+    close_dropped()
     if failed is not None:
         raise failed
 
@@ -139,7 +145,7 @@ class Pool(PoolFigures):
         return super().__new__(cls)
 
     def __init__(self, path: str, trusted_uid: int | None, uuid: bytes | None, mode: Literal["r", "r+"] = "r+") -> None:
-        self._begin(Client(path, trusted_uid, uuid, mode, make_room=memory.MakesRoom()))
+        self._begin(Client(path, trusted_uid, uuid, mode, make_room=memory.MakesRoom(), save=nameless.save))
 
     def _begin(self, client: Client) -> None:
         self.client = client
@@ -315,19 +321,25 @@ class Pool(PoolFigures):
         if found:
             warnings.warn(PoolDiffers(f"pool {self.name!r} exists, and {'; '.join(map(str, found))}"), stacklevel=3)
 
-    def close(self) -> None:
+    def close(self, *, discard: bool = False) -> None:
         """Detaches. It stops a steward of this process, and working sets that are being loaded.
 
         Copies of the pool that were unpickled in this process share one attachment, which the last one to be
         closed ends.
 
+        A pool whose name was removed (:meth:`unlink`, RemoveIPC) ends with its last process. So each process that closes it
+        writes its dirty pages of files and stores first, unless ``discard`` is true or :meth:`unlink` was called with it. Where pages cannot
+        be written, it raises StoreError, WaitTimeout or UnsavedPages, and the pool is still open. At the end of the process, or where
+        the pool was dropped without being closed, the warning PoolNameless takes the place of the error.
+
         Raises BufferError if arrays over pages of the pool exist. It also raises an error that has ended the
         steward (and closes the pool). The end of a ``with`` block does not raise BufferError: then the pool
         is closed, the arrays remain valid, and the process detaches when the last of them is deleted.
         """
-        self._close(late=False)
+        if not self._ended:  # else no module has its names any more
+            self._close(late=False, discard=flag_of(discard, "discard"))
 
-    def _close(self, late: bool) -> None:
+    def _close(self, late: bool, discard: bool = False) -> None:
         if self._ended:
             return
         try:
@@ -335,7 +347,7 @@ class Pool(PoolFigures):
                 pool._end_background()
             self._end_background()
         finally:
-            self.client.close(late)
+            self.client.close(late, discard)
 
     def _end_background(self) -> None:
         """Ends the background work of this process, before it detaches."""
@@ -366,8 +378,8 @@ class Pool(PoolFigures):
             refuse_loss(client.name, os.path.dirname(client.path))
         if client.attached is not None:
             for other in client.others():
-                other.seg.mark_unlinked()
-            client.attached.mark_unlinked()
+                other.seg.mark_unlinked(discard)
+            client.attached.mark_unlinked(discard)
         segment_file.unlink_all(client.path)
 
     @staticmethod
@@ -382,7 +394,9 @@ class Pool(PoolFigures):
         path = segment_file.path_of(name, directory)
         flag_of(discard, "discard")
         segment_file.must_find(path)
-        if not discard:
+        if discard:
+            segment_file.mark_may_lose(path)
+        else:
             refuse_loss(name, directory)
         segment_file.unlink_all(path)
 
@@ -392,9 +406,16 @@ class Pool(PoolFigures):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             self._close(late=True)
-        except BufferError:  # a write block, or another thread, uses the pool
+        except (
+            BufferError,
+            StoreError,
+            WaitTimeout,
+            UnsavedPages,
+        ) as refused:  # it is in use, or pages cannot be saved
             if kind is None:
                 raise
+            if not isinstance(refused, BufferError):
+                tell_unsaved(self.client, refused)
 
     def __reduce__(self) -> tuple[Any, ...]:
         client = self.client

@@ -411,7 +411,7 @@ def _nameless(directory: str) -> Iterator[Finding]:
                 header = file.read(at + size)
             if header[:7] == b"BUFPOOL":
                 name = os.path.basename(path).removesuffix(" (deleted)")
-                found = users.setdefault((about.st_dev, about.st_ino), (name, any(header[at:]), set()))
+                found = users.setdefault((about.st_dev, about.st_ino), (name, header[at] != 0, set()))
                 found[2].add(int(link.split("/")[2]))
     for name, on_purpose, pids in users.values():
         text = f"its name was removed, and it is in use by {', '.join(f'pid {pid}' for pid in sorted(pids))}"

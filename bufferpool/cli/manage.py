@@ -68,6 +68,8 @@ def _remove(path: str, force: bool, discard: bool) -> tuple[dict[str, object], s
         )
     if not discard and not found.trouble:  # a damaged pool cannot be attached to, so its pages cannot be saved
         refuse_loss(name, os.path.dirname(path))
+    if discard:
+        segment_file.mark_may_lose(path)
     kernel_bytes = found.kernel_bytes + sum(segment_file.must_find(one).kernel_bytes for one in others)
     segment_file.unlink_all(path)
     size = format_size(kernel_bytes)

@@ -1,5 +1,6 @@
 """The client: one process's attachment to a segment. Attaching, detaching, and what the other rooms use."""
 
+import _thread
 import fcntl
 import io
 import math
@@ -9,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,6 +22,7 @@ from bufferpool._locks import Lock
 from bufferpool.client import segment_file
 from bufferpool.client.jobs import Jobs
 from bufferpool.errors import (
+    BufferPoolError,
     PoolClosed,
     PoolExhausted,
     PoolNameless,
@@ -32,7 +34,7 @@ from bufferpool.errors import (
 )
 from bufferpool.figures.events import NewEvent, post
 from bufferpool.figures.names import EventKind, EventReason, reason_number
-from bufferpool.figures.stats import Inspectable
+from bufferpool.figures.stats import Inspectable, read_unsaved
 from bufferpool.stores.base import FileStore, Store
 
 Mapped = np.memmap[Any, np.dtype[np.uint8]]
@@ -44,6 +46,7 @@ _latest: "weakref.WeakValueDictionary[tuple[str, bytes | None], Client]" = weakr
 """By segment: the client whose attachment was shared last. A new client tries to share this one's attachment first."""
 _nobody: "weakref.WeakSet[Client]" = weakref.WeakSet()  # the sharers of a client that is not attached
 _holding: "weakref.WeakSet[io.FileIO]" = weakref.WeakSet()  # open files with the lock of the page sizes, or waiting
+_dropped: "set[Client]" = set()  # clients of segments without a name, whose pages are being saved
 LOOK_S = 0.002  # between two attempts to get that lock
 _sharing = Lock()  # held while a client joins the attachment of another, or leaves it
 _of_copies = Lock()  # the lock of all unpickled clients, because a lock of its own would make each copy dearer
@@ -97,11 +100,53 @@ def mark_ending() -> None:
             client._segment.mark_ending()
 
 
+def _has_no_name(client: "Client | None") -> bool:
+    """Whether the pages of a segment end with its last process, and nobody has said that they may be lost."""
+    segment = None if client is None else client.attached
+    try:
+        status = segment and segment.status()
+    except BufferPoolError:  # a forked child that has got no client, for example: it can save nothing
+        return False
+    return bool(status and not status["links"] and not status["may_lose"])
+
+
+def _close_dropped(client: "Client") -> None:
+    """Closes a client whose pool nothing refers to any more.
+
+    The garbage collector may have closed the files of its stores already: they are opened again.
+    """
+    for index, (_, store) in list(client.stores.items()):
+        if isinstance(store, FileStore):
+            del client.stores[index]
+    client.claims.clear()
+    client.new_claims.clear()
+    try:
+        client.close(late=True)
+    except Exception as error:  # noqa: BLE001 - nobody is there who could catch it
+        tell_unsaved(client, error)  # it remains, and the end of the process tries again
+    else:
+        _dropped.discard(client)
+
+
+def close_dropped() -> None:
+    """Closes the clients whose pools nothing refers to any more, at the end of the process."""
+    for client in list(_dropped):
+        _close_dropped(client)
+
+
+def tell_unsaved(client: "Client", error: Exception) -> None:
+    """Gives the warning PoolNameless: the dirty pages of a segment without a name cannot be saved, because of the ``error``."""
+    text = f"pool {client.name!r} has no name any more, and its dirty pages cannot be written before this process leaves it: {error}"
+    warnings.warn(PoolNameless(text), stacklevel=3)
+
+
 class Client(Inspectable):
     """An attachment to a segment. It attaches when ``seg`` is first read.
 
     The core calls ``make_room(client, what, pinned, dirty, in_use, error, left, budget)`` when no frame is free: it
     frees some, or raises. It calls the same, with ``what`` "memory", before a miss in a pool of several page sizes.
+
+    It calls ``save(client)`` before this process leaves the segment: where that raises, the client remains attached.
 
     Unpickled clients share the attachment that their process already has to the same segment. Each keeps its own mode.
     """
@@ -114,6 +159,7 @@ class Client(Inspectable):
         mode: Literal["r", "r+"] = "r+",
         *,
         make_room: Callable[..., None],
+        save: "Callable[[Client], None]",
     ) -> None:
         self._path = path
         self.mode: Literal["r", "r+"] = mode
@@ -134,7 +180,7 @@ class Client(Inspectable):
         """How many spaces had been removed from the pool when the stores and claims were last looked at."""
         self.log_sync: Callable[[int], int | None] | None = None
         """See :attr:`bufferpool.Pool.log_sync`."""
-        self._make_room = make_room
+        self._make_room, self._save = make_room, save
         self._segment: _core.Segment | None = None
         self._data: Mapped
         self._geometry: dict[str, Any]
@@ -173,7 +219,7 @@ class Client(Inspectable):
             return None
         if about["home"] != self.known_uuid:
             return None
-        found = Client(path, self.trusted_uid, about["uuid"], self.mode, make_room=self._make_room)
+        found = Client(path, self.trusted_uid, about["uuid"], self.mode, make_room=self._make_room, save=self._save)
         found._home, found.log_sync = self, self.log_sync
         self._others[page_size] = found
         return found
@@ -225,7 +271,9 @@ class Client(Inspectable):
             return self
         if self._home is None or self._home.closed:
             path = segment_file.home_of_size(self.path)
-            self._home = Client(path, self.trusted_uid, self.pool_uuid, self.mode, make_room=self._make_room)
+            self._home = Client(
+                path, self.trusted_uid, self.pool_uuid, self.mode, make_room=self._make_room, save=self._save
+            )
         return self._home
 
     # ---- attaching, and leaving -----------------------------------------------------
@@ -321,23 +369,51 @@ class Client(Inspectable):
             del self._data
             return True
 
-    def close(self, late: bool) -> None:
+    def close(self, late: bool, discard: bool = False) -> None:
         """Detaches, unless other clients share the attachment. ``late``: if arrays over pages exist, the last one detaches.
 
-        Raises BufferError if arrays over pages exist and ``late`` is false.
+        ``discard``: the dirty pages of a segment without a name may be lost. Raises BufferError if arrays over pages exist and ``late``
+        is false, and what ``save`` raises.
         """
         for other in list(self._others.values()):
-            other.close(late)
+            other.close(late, discard)
         self._others = {}
+        while not self._detach(late, discard):
+            self._save(self)  # without a lock, because a store may hang
+            discard = True
+
+    def _detach(self, late: bool, discard: bool) -> bool:
+        """Returns False, and does nothing, if pages are to be saved before."""
         with self._lock:
             segment = self._segment
             if segment is not None and not self._leave():
+                if not discard and self.unsaved():
+                    return False
                 try:
                     segment.close(late)
                 finally:
                     if segment.is_closed():  # also if a signal's handler has raised meanwhile
                         self._forget()
             self.closed = True
+            return True
+
+    def unsaved(self) -> dict[str, int]:
+        """The dirty pages of files and stores that end with the last process: their number, by the name of the space.
+
+        {} if the segment, or its pool, has a name, or if somebody has said that the pages may be lost.
+        """
+        return read_unsaved(self) if any(map(_has_no_name, (self, self._home))) else {}
+
+    def __del__(self) -> None:
+        """A client that nothing refers to any more detaches; not before its pages are saved, if they would be lost."""
+        if self.__dict__.get("closed", True) or self._segment is None or len(self._sharers) > (self in self._sharers):
+            return  # it is not attached, or other clients have the attachment
+        if self.unsaved():
+            _attached.add(self)  # the collector has taken it out
+            self._sharers.add(self)
+            _dropped.add(self)
+            with suppress(RuntimeError, MemoryError):  # no thread: it is closed at the end of the process
+                _thread.start_new_thread(_close_dropped, (self,))  # a finalizer must not wait
 
     def abandon_jobs(self) -> None:
         """Gives up the jobs that run now, of all page sizes: close() does not wait for them."""

@@ -450,6 +450,16 @@ def unlink(path: str) -> None:
         raise failed(f"{path} cannot be removed", error, os.path.dirname(path)) from error
 
 
+def mark_may_lose(path: str) -> None:
+    """Marks a segment that is about to lose its name: the processes that are attached need not save its dirty pages."""
+    at, _ = _core.fields()["Header.unlinked"]
+    mark = _core.MAY_LOSE.to_bytes(8, "little")
+    with contextlib.suppress(OSError, SegmentError), opened(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC) as file:
+        fd = file.fileno()
+        _core.geometry(fd)  # a damaged one has no pages that could be saved
+        os.pwrite(fd, b"\1", at + mark.index(b"\1"))  # a byte of its own, because attached processes may write the others
+
+
 def unlink_all(path: str) -> None:
     """Removes the name of a pool, and those of its other page sizes. Raises as :func:`unlink` does, and SegmentRefused."""
     refuse_part(path)

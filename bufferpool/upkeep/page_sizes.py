@@ -288,7 +288,7 @@ def _copy_lsn(home: Client, made: Client) -> None:
 
 
 def _unlink(client: Client) -> None:
-    client.seg.mark_unlinked()
+    client.seg.mark_unlinked(False)
     segment_file.unlink(client.path)
 
 

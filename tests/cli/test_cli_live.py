@@ -23,8 +23,10 @@ from bufferpool.cli.top.app import Ask, Top
 from bufferpool.cli.top.figures import bar, brief, memory_parts, short
 from bufferpool.cli.top.pools import Pools
 from bufferpool.prometheus import server
+from tests.cli.test_printable import EVIL, obeyed
 from tests.conftest import WAIT
 from tests.support.children import Threads
+from tests.support.disks import Disk
 from tests.support.hanging import Hanging, file_that_hangs, in_time
 from tests.support.stewards import leader
 
@@ -454,6 +456,55 @@ def test_top_shows_every_pool_and_goes_to_one() -> None:
             many.open_derived("d", 20, lambda n, out: None).read_many(range(20))
             with open(Path(folder) / "few", "rb") as file:
                 (Path(folder) / "torn").write_bytes(file.read(5000))
+            asyncio.run(session())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def on_screen(app: Top) -> str:
+    """All lines that the terminal gets."""
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+
+
+def test_top_shows_names_that_no_terminal_obeys(tmp_path: Path) -> None:
+    """The questions of the dialogs had the pool's name as it is, also for textual's markup, which ended the program; the events, the space's."""
+    folder, evil = tempfile.mkdtemp(dir=SHM, prefix="test-cli-"), f"{EVIL}[@click=app.quit()][b"
+
+    async def session() -> None:
+        app = Top(None, folder, 0.2)
+        async with app.run_test(size=(200, 60)) as pilot:
+            await pilot.press("a")
+            await until(pilot, lambda: isinstance(app.screen, Pools))
+            table = app.screen.query_one("#pools", DataTable)
+            await until(pilot, lambda: table.row_count == 2)
+            assert obeyed(on_screen(app)) == []
+            await pilot.press("enter")
+            await until(pilot, lambda: "flush failed" in on_screen(app))
+            assert obeyed(on_screen(app)) == []
+            for key in "rt":
+                await pilot.press(key)
+                await until(pilot, lambda: isinstance(app.screen, Ask))
+                await until(pilot, lambda: "evil" in on_screen(app))
+                assert obeyed(on_screen(app)) == []
+                await pilot.press("escape")
+                await until(pilot, lambda: not isinstance(app.screen, Ask))
+            await pilot.press("f")
+            await until(pilot, lambda: "no write today" in on_screen(app) or bool(app._notifications))
+            assert obeyed(on_screen(app)) == []
+
+    try:
+        with bp.Pool.create(f"evil{evil}", "1MiB", directory=folder) as pool:
+            with open(pool.path, "rb") as file:
+                Path(folder, f"torn{evil}").write_bytes(file.read(5000))
+            disk = Disk(8)
+            space = pool.open_store(f"s{evil}[/]".replace("\udc9b", ""), disk, mode="r+")
+            with space.write(1) as page:
+                page[0] = 1
+            disk.fails = "write"
+            with pytest.raises(bp.errors.StoreError):
+                pool.flush()
+            pool.open_scratch(f"w{evil}[/]".replace("\udc9b", ""), 4)
+            pool.cache(f"c{evil}[/]".replace("\udc9b", ""))
             asyncio.run(session())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,10 +1,14 @@
 """Names that a terminal would obey: escape sequences, newlines, overrides of the writing direction, bytes that are no UTF-8."""
 
 import ctypes
+import http.client
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import unicodedata
+import urllib.parse
 import warnings
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import bufferpool as bp
 from bufferpool.errors import BufferPoolError, PoolDiffers, PoolNameless, PoolTooLarge, SegmentNotFound, SpaceNotFound
 from bufferpool.printable import printable
 from bufferpool.prometheus import server
-from tests.conftest import PAGE, ROOT, WAIT, new_name, write_file
+from tests.conftest import PAGE, ROOT, SHM, WAIT, new_name, write_file
 
 RED, CSI, BIDI, LINE = "\x1b[31m", "\x9b2J", "\u202egnp.exe\u2066", "\nforged  4096  in use"
 EVIL = f"{RED}{CSI}{BIDI}{LINE}\x07\x7f\u2028\udc9b2J"
@@ -138,6 +142,62 @@ def test_metrics_of_evil_names(evil_pool):
     text = server.text_of(evil_pool.name)
     assert obeyed(text) == []
     assert not any(line.startswith("forged") for line in text.splitlines())
+
+
+@pytest.fixture
+def evil_folder():
+    """A directory with an evil name, in which are a pool without a process, one that has died, and a damaged one, all with evil names."""
+    folder = Path(tempfile.mkdtemp(dir=SHM, prefix=f"test-cli-{RED}{BIDI}\udc9b<b>"))
+    with bp.Pool.create(f"<i>{EVIL}", 64 * PAGE, page_size=PAGE, directory=folder) as pool:
+        pool.open_scratch("work", 4)
+        with open(pool.path, "rb") as file:
+            (folder / f"torn{EVIL}").write_bytes(file.read(5000))
+        with open(folder / f"other{EVIL}", "wb") as file:
+            file.truncate(4 << 20)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--yes"], ["--yes", "--json"]], ids=" ".join)
+def test_gc_asks_about_and_removes_pools_with_evil_names(evil_folder, options):
+    done = run("gc", "--directory", str(evil_folder), *options)
+    for stream in (done.stdout, done.stderr):
+        text = stream.decode(errors="surrogateescape")
+        assert obeyed(text) == []
+        assert not any(line.startswith("forged") for line in text.splitlines())
+    assert done.returncode == 0
+    assert b"torn" in done.stdout
+    assert len(list(evil_folder.iterdir())) == (1 if "--yes" in options else 3)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_pages_of_an_exporter_show_names_that_no_terminal_obeys(evil_folder, named):
+    """Of all pools of a directory, and of named ones, of which two cannot be read and one does not exist."""
+    names = [f"<i>{EVIL}", f"torn{EVIL}", f"none{EVIL}"] if named else []
+    site, thread = server.serve(*names, port=0, directory=evil_folder)
+    try:
+        for path, accept in (
+            ("/", "text/html"),
+            ("/metrics", "text/plain"),
+            ("/metrics", "application/openmetrics-text; version=1.0.0"),
+            (f"/metrics?name[]={urllib.parse.quote(EVIL, errors='surrogateescape')}", "text/plain"),
+            (f"/{urllib.parse.quote(EVIL, errors='surrogateescape')}", "text/plain"),
+        ):
+            connection = http.client.HTTPConnection("127.0.0.1", site.server_port, timeout=WAIT)
+            connection.request("GET", path, headers={"Accept": accept})
+            answer = connection.getresponse()
+            text = answer.read().decode()  # it must be UTF-8
+            connection.close()
+            assert obeyed(text + str(answer.headers).replace("\r", "")) == []
+            assert not any(line.startswith("forged") for line in text.splitlines())
+            assert "<i>" not in text or "html" not in accept
+            if path in ("/", "/metrics"):
+                assert answer.status == 200
+                assert "torn" in text
+    finally:
+        site.shutdown()
+        site.server_close()
+        thread.join()
 
 
 @pytest.mark.parametrize("command", ["discard", "drop", "remove", "dirty", "pins", "remove-cache"])

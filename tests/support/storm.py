@@ -62,7 +62,7 @@ from tests.support.storm_worker import (
 CLIENTS = (40, 9, 400)  # client slots of the pools, in turn: enough, too few, and room for a crowd
 CROWD = 300  # clients at once
 PAUSES = 3  # stretches with one pool
-SPAWNED = 0.05  # the share of the workers that begin as a new program, and not as a fork of this process
+SPAWNED = 0.01  # the share of the workers that begin as a new program, which takes as long as 20 forks of this process
 
 
 @dataclass
@@ -104,6 +104,7 @@ class Storm(deaths.Storm):
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become ours
         self.group = 0
         self.killed: set[int] = set()  # in this stretch
+        self.operations = 0  # of all workers, when it struck last
 
     def create(self) -> None:
         bp.Pool.create(
@@ -156,6 +157,12 @@ class Storm(deaths.Storm):
             if number != signal.SIGSTOP:
                 self.killed.add(pid)
 
+    def strikes_due(self) -> int:
+        """One, and one more for every hundred operations of the workers since the last: on a busy machine this process comes late."""
+        done, before = int(self.ledger.ops.sum()), self.operations
+        self.operations = done
+        return 1 + min((done - before) // 100, 5)
+
     def strike(self) -> None:
         now, pids = time.monotonic(), self.pids()
         for at, pid in [entry for entry in self.stopped if entry[0] < now]:
@@ -179,7 +186,7 @@ class Storm(deaths.Storm):
         elif dice < 0.3:
             self.send(self.random.choice(pids), signal.SIGTERM)
         else:
-            for pid in self.random.sample(pids, min(len(pids), self.random.choice([1, 1, 1, 2, 3]))):
+            for pid in self.random.sample(pids, min(len(pids), self.random.choice([1, 1, 1, 2, 3, 6]))):
                 self.send(pid, signal.SIGKILL)
 
     def stutter(self, pid: int) -> None:
@@ -245,7 +252,8 @@ class Storm(deaths.Storm):
             self.start()
             time.sleep(self.random.random() * 0.06)
             self.bury()
-            self.strike()
+            for _ in range(self.strikes_due()):
+                self.strike()
             self.look_at_workers()
         for _, pid in self.stopped:
             with suppress(ProcessLookupError):

@@ -33,7 +33,7 @@ STOP, STOPS, STOPPED, PAUSE = range(4)
 OPS = {
     "read": 30, "pin": 10, "write": 24, "append": 1.5, "scan": 2, "read_many": 4, "derived": 6, "hold": 6, "look_again": 4,
     "resize": 1.5, "trim": 1.5, "idle": 1, "flush": 2, "own_scratch": 3, "pool_scratch": 1, "shared": 3, "fork": 1.5, "heir": 0.7,
-    "again": 1.5, "reap": 0.5, "hot": 4, "attach_and_fork": 0.5, "side": 2, "hung": 0.1, "as_one": 4, "lengthen": 0.5,
+    "again": 1.5, "reap": 0.5, "hot": 4, "attach_and_fork": 0.25, "side": 2, "hung": 0.1, "as_one": 4, "lengthen": 0.5,
 }  # fmt: skip
 
 

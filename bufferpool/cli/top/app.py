@@ -59,7 +59,7 @@ class Ask(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """Makes the question and the input line."""
         with Vertical():
-            yield Label(self.question)
+            yield Label(Text(printable(self.question)))  # not markup: the pool's name is in it
             yield Input(self.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -194,7 +194,7 @@ class Top(App[None]):
             return
         try:
             with Pool.attach(self.wanted, directory=self.pool_directory) as pool:
-                self.notify(act(pool))
+                self.notify(printable(act(pool)), markup=False)
         except (BufferPoolError, ValueError, OSError) as error:
             self.notify(printable(error), markup=False, severity="error", timeout=8)
         self.refresh_screen()
@@ -234,7 +234,7 @@ class Top(App[None]):
         self._show_caches(now)
         self._show_clients(now)
         room = max(1, self.query_one("#events").size.height)
-        events = Text("\n".join(reversed(now.events[-room:])), no_wrap=True, overflow="ellipsis")
+        events = Text("\n".join(map(printable, reversed(now.events[-room:]))), no_wrap=True, overflow="ellipsis")
         self.query_one("#events", Static).update(events)
 
     def _show_nothing(self, why: Text) -> None:

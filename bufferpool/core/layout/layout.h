@@ -66,6 +66,7 @@ constexpr u32 STRIPES = 8, CLIENT_BANK = 64;
 #endif
 constexpr u32 GUESTS = 16;  // slots beyond max_clients, for forked children that find no free slot
 constexpr u64 DATA_ALIGN = 2u << 20;
+constexpr u64 UNLINKED = 1, MAY_LOSE = 0x100;  // of Header.unlinked; each has a byte of its own
 constexpr u32 PIN_MAX = 0xff00;  // the most pins of one client on one frame; threads may exceed it briefly
 
 enum Reason : u32 { BUDGET, IDLE, PRESSURE, DROP, TRIM, CLIENT_EXIT, REASONS };
@@ -367,7 +368,9 @@ struct Header {
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
     alignas(64) Shares shares;  // under the memory lock, except that drops uncount without it
-    alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
+    // UNLINKED: the segment's name was removed on purpose (Pool.unlink). MAY_LOSE: by somebody who said that its dirty
+    // pages may be lost (discard=True); Pool.remove() writes this byte without attaching.
+    alignas(64) Atomic<u64> unlinked;
     // How many scratch pages cannot be evicted, or more; the high half has the number of the pass that counted them,
     // odd while one is being made: scratch.h
     Atomic<u64> kept;

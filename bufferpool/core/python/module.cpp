@@ -458,6 +458,7 @@ PyMODINIT_FUNC PyInit__core() {
     for (auto& t : types)
         if (PyModule_AddObjectRef(m, t.name, reinterpret_cast<PyObject*>(t.type)) < 0) return nullptr;
     PyModule_AddIntConstant(m, "MAX_SPACES", MAX_SPACES);
+    PyModule_AddIntConstant(m, "MAY_LOSE", MAY_LOSE);
     PyModule_AddIntConstant(m, "CACHES", CACHES);
     PyModule_AddIntConstant(m, "LONGEST_TEXT", LONGEST_TEXT);
     PyModule_AddIntConstant(m, "CLIENTS_LIMIT", CLIENTS_LIMIT);

@@ -595,10 +595,12 @@ static PyObject* segment_raise_durable_lsn(PyObject* self, PyObject* arg) {
     Py_RETURN_NONE;
 }
 
-static PyObject* segment_mark_unlinked(PyObject* self, PyObject*) {
+// mark_unlinked(lose)
+static PyObject* segment_mark_unlinked(PyObject* self, PyObject* lose) {
     Segment* s = opened(S(self));
-    if (!s) return nullptr;
-    s->header->unlinked.store_relaxed(1);
+    int loses = s ? PyObject_IsTrue(lose) : -1;
+    if (loses < 0) return nullptr;
+    s->header->unlinked.or_seq_cst(UNLINKED | (loses ? MAY_LOSE : 0));
     Py_RETURN_NONE;
 }
 
@@ -742,9 +744,9 @@ static PyMethodDef own_methods[] = {
     {"set_min_frames", entered<segment_set_min_frames, SegmentEntry>, METH_O,
      "set_min_frames($self, frames, /)\n--\n\n"
      "Sets the lower bound of a steward's budgets."},
-    {"mark_unlinked", entered<segment_mark_unlinked, SegmentEntry>, METH_NOARGS,
-     "mark_unlinked($self, /)\n--\n\n"
-     "Marks the segment: its name was removed on purpose."},
+    {"mark_unlinked", entered<segment_mark_unlinked, SegmentEntry>, METH_O,
+     "mark_unlinked($self, lose, /)\n--\n\n"
+     "Marks the segment: its name was removed on purpose. ``lose``: its dirty pages may be lost."},
     {"mark_ending", entered<segment_mark_ending, SegmentEntry>, METH_NOARGS,
      "mark_ending($self, /)\n--\n\n"
      "From now on the end of this process is no death, even if it cannot detach: a store hangs perhaps, and has its\n"

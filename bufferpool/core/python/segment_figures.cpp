@@ -217,7 +217,7 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     ObjectBytes objects = object_bytes(*s);
     u64 loan = s->header->loan.load_relaxed();
     return Py_BuildValue(
-        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:I,s:K,s:K,s:I}",
+        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:K,s:I,s:K,s:K,s:I}",
         "object_bytes",
         (unsigned long long)objects.data, "lent_frames", loan::lent(loan), "granted_frames", loan::granted(loan),
         "budget_frames", s->header->budget_frames.load_relaxed(), "most_frames",
@@ -230,7 +230,8 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
         (unsigned long long)st.st_blocks * 512, "metadata_bytes",
         (unsigned long long)(metadata_bytes(*s) + objects.tables), "links",
         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target",
-        p.cold_target, "unlinked", (unsigned long long)s->header->unlinked.load_relaxed(), "policy_mode",
+        p.cold_target, "unlinked", (unsigned long long)(s->header->unlinked.load_relaxed() & UNLINKED), "may_lose",
+        (unsigned long long)(s->header->unlinked.load_relaxed() & MAY_LOSE), "policy_mode",
         p.mode, "checkpoint_ns", (unsigned long long)s->header->checkpoint_ns.load_relaxed(), "refused_clients",
         (unsigned long long)s->header->refused_clients.load_relaxed(), "memory_lock_owner",
         s->header->memory.word.load_relaxed() & lock_word::OWNER);
