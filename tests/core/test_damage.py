@@ -7,7 +7,7 @@ import pytest
 import bufferpool as bp
 from tests.conftest import PAGE
 from tests.support import fuzz_segment
-from tests.support.children import run_python
+from tests.support.children import on_small_tmpfs, run_python
 
 
 def test_a_damaged_segment_ends_in_results_or_typed_errors():
@@ -266,3 +266,75 @@ with pool.open_file(sys.argv[2], "r+").write(1) as page:
     with bp.Pool.attach(pool_name) as pool, pytest.raises(bp.errors.StoreError):
         pool.flush()
     assert path.read_bytes() == b"\x55" * (8 * PAGE)
+
+
+_COUNTS = """
+import os, signal, struct, sys
+import bufferpool as bp
+from bufferpool import _core
+from bufferpool.errors import BufferPoolError
+where, data, word = sys.argv[1:]
+at = _core.fields()[f"Header.{word}"][0]
+def use_all(table, fresh):
+    pool = table.pool
+    def observe():
+        with bp.Observer("p", directory=where) as seen:
+            seen.stats(), seen.clients(), seen.frames(), seen.events(), seen.operations()
+    def attach():
+        bp.Pool.attach("p", directory=where).stats()
+    uses = [pool.reap, pool.stats, pool.clients, pool.check, pool.frames, pool.extents, pool.operations, pool.snapshots, pool.flush, pool.advise,
+            lambda: [table[n] for n in range(20)], lambda: table.read_many(range(20)), lambda: pool.open_scratch("more", 4),
+            lambda: pool.cache("values").put("k", 1), lambda: pool.trim("64KiB"), lambda: pool.resize("64KiB", timeout=0.1), observe]
+    for use in [attach, *uses] if fresh else uses:
+        try:
+            use()
+        except (BufferPoolError, BufferError, ValueError, LookupError):
+            pass
+def attempt(value, fresh):
+    pool = bp.Pool.create("p", 32 * 4096, page_size=4096, extent_size=16384, max_capacity=1 << 20, room=1 << 20, directory=where,
+                          max_clients=1000, max_pages=1 << 20)
+    table = pool.open_file(data, "r+", name="t")
+    table.read_many(range(20))
+    with table.write(3) as page:
+        page[:] = 1
+    with open(f"{where}/filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    dead = os.fork()
+    if dead == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(dead, 0)
+    with open(f"{where}/p", "r+b") as file:
+        now = struct.unpack("<Q", os.pread(file.fileno(), 8, at))[0]
+        os.pwrite(file.fileno(), struct.pack("<Q", value(now)), at)
+    child = os.fork()
+    if child == 0:
+        use_all(table, fresh)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(word, hex(value(now)), "in a new process" if fresh else "", status)
+    os.unlink(f"{where}/filler")
+    pool.unlink(discard=True)
+    pool.close()
+    return status
+with open(data, "wb") as file:
+    file.write(bytes(64 * 4096))
+for value in (lambda now: now & ~0xffffffff | 900, lambda now: now & 0xffffffff | 900 << 32, lambda now: 2**64 - 1, lambda now: now ^ 1 << 7,
+              lambda now: now ^ 1 << 42, lambda now: 0x80000000 << 32 | 0x80000000):
+    for fresh in (False, True):
+        if attempt(value, fresh):
+            sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["slots_ready", "slots_asked", "more_banks", "frames_ready", "spaces_ready", "advice_frames", "object_bytes"],
+)
+def test_a_damaged_count_of_what_has_memory_is_no_bound(word, tmp_path):
+    """Each count that bounds an access is stored twice in its word. On a full tmpfs an access beyond the true one is SIGBUS."""
+    code = f"import sys; sys.argv += [{str(tmp_path / 'data.db')!r}, {word!r}]\n{_COUNTS}"
+    assert on_small_tmpfs(code, tmp_path, "12m").count("\n") == 12
