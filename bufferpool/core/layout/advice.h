@@ -1,25 +1,24 @@
 // Advice: what the hit ratio would be with another budget, from miniature pools.
 //
-//   +--------+-----------+---------+---------------------------------+
-//   | Advice | rows      | index   | rings                           |   one area of the segment
+//   +--------+-----------+---------+----------------------------------+
+//   | Advice | rows      | index   | rings                            |   one area of the segment
 //   | head   | 40 B[]    | u16[]   | for each shadow: cold, hot u64[] |
-//   +--------+-----------+---------+---------------------------------+
+//   +--------+-----------+---------+----------------------------------+
 //
 //   row      a page, and its state in each of nine shadows (policy/sampled_pages.h)
 //
-// A page is sampled if the hash of its entry's index starts with `shift` zero bits: one
-// page in 2^shift, all of its references (SHARDS: Waldspurger et al., FAST 2015). A
-// shadow is the pool's own policy (policy.h) over the sampled pages, in 2^-shift of
-// the frames asked about. Its misses are divided by the references that were to be
-// expected (all references times 2^-shift), not by the sampled ones (SHARDS_adj), and the
+// One page in 2^shift is sampled (is_sampled), with all of its references (SHARDS: Waldspurger et al., FAST 2015). A
+// shadow runs the pool's own policy (policy.h) over the sampled pages, with 2^-shift of
+// the frames of the budget that it stands for. Its misses are divided by the expected number of
+// sampled references (all references times 2^-shift), not by the actual one (SHARDS_adj), and the
 // curve is moved so that at the present budget it has the miss ratio of the pool itself.
 // When the rows are full, ghosts are dropped, oldest first, and if that is not enough
 // the sampling rate is halved (fixed-size SHARDS): the memory never grows.
 //
 // Sampling: see protocol/sampler.h. A client holds the advice lock while it works on the shadows. Only
-// advise() waits for that lock; all others give up if it is held. When its owner has died, the
-// shadows start anew: nothing else depends on them. No value in them is trusted as an
-// index, and every loop is bounded by the checked geometry.
+// advise() and a growth of the shadows' memory wait for that lock; others do without it if it is held. When its owner
+// has died, the shadows start anew: nothing else depends on them. No value in them is used as an
+// index unchecked, and every loop is bounded by the checked geometry.
 #pragma once
 
 #include "layout/policy_state.h"
@@ -48,8 +47,8 @@ constexpr u32 page_hash(u32 page) {  // the finalizer of MurmurHash3 (Appleby, p
     return h ^ h >> 16;
 }
 // Is a page sampled? One page of every 2^shift neighbours is, so that a loop, a scan or a table has its share
-// in the sample: bit by bit, the page's number must agree with a hash of the number above
-// that bit. A page that is sampled at a lower rate is sampled at every higher rate.
+// of the sample: each of the lowest `shift` bits of the page's number must be equal to a bit of the hash of the higher
+// bits. A page that is sampled at a lower rate is sampled at every higher rate.
 constexpr bool is_sampled(u32 page, u32 shift) {
     for (u32 bit = 0; bit < shift; bit++)
         if ((page >> bit & 1) != (page_hash((page >> bit >> 1) ^ bit * 0x9e3779b9u) & 1)) return false;
@@ -72,8 +71,8 @@ struct Advice {
     u32 frames;              // the budget that the shadows represent; 0: they must start anew
     u32 first_free;          // row
     u32 resets, halvings;
-    u64 references;          // seen, of all pages, since the last reset
-    double expected;         // sampled references, decayed
+    u64 references;          // of all pages, since the last reset
+    double expected;         // the expected number of sampled references, decayed
     double missed[SHADOWS];  // misses of each shadow, decayed
     double missed_by_pool;   // the pool's own misses times 2^-shift, decayed
     struct Reading {

@@ -1,12 +1,11 @@
-// A set of frame numbers in the segment.
+// A set of frame numbers in the segment, with two levels of summaries.
 #pragma once
 
 #include "layout/layout.h"
 
 namespace bp {
 
-// A set of frame numbers in shared memory, with two levels of summaries so that
-// the lowest member is found in a few loads. Guarded by the memory lock.
+// The summaries let lowest() find its answer in a few loads. The memory lock protects the set.
 class Bitmap {
     u64* level_[SET_LEVELS + 1] = {};
     const Shared<u32>* ready_ = nullptr;  // how many frames have slots; the set has no memory beyond

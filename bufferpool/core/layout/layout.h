@@ -44,21 +44,22 @@ constexpr u32 OPS = 64;  // the most operations of one client under way at once
 constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28;
 constexpr u32 SHORT_TEXT = 1024, LONGEST_TEXT = 4096;  // bytes of a name, or of a path, with the zero that ends it
-constexpr u32 EVENT_KINDS = 24, EVENT_REASONS = 32;  // of figures/names.py, with room for more
+constexpr u32 EVENT_KINDS = 24, EVENT_REASONS = 32;  // those of figures/names.py, and room for more
 constexpr u32 SHARES = 64;  // spaces of a pool that have a limit or a reserve
 constexpr u32 SNAPSHOTS = 32;  // LSNs at which one client reads: protocol/snapshots.h
 // Records of one client's failed loads, for the clients that waited for them: failures.h.
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
-// Entries are given back to the kernel in blocks: of a huge page, so that no part of one is given back alone. A client
-// has a bit for each block whose entries it may touch; blocks that many further apart share a bit.
+// The memory of entries is given back to the kernel in blocks of the size of a huge page, so that no part of a huge
+// page is given back alone. A client has a bit for each block whose entries it may touch; blocks whose numbers differ
+// by a multiple of BLOCK_BITS share a bit.
 #ifdef BP_EXPLORE
 constexpr u64 ENTRY_BLOCK = 32, BLOCK_BITS = 64;
 #else
 constexpr u64 ENTRY_BLOCK = 2u << 20, BLOCK_BITS = 512;
 #endif
 constexpr u32 SPACE_STEP = 16;  // spaces whose slots get their memory together
-// A bank: so many stripes of pin counts, for so many clients. It gets its memory as a whole.
+// A bank: STRIPES stripes of pin counts, for CLIENT_BANK clients. It gets its memory as a whole.
 #ifdef BP_EXPLORE
 constexpr u32 STRIPES = 4, CLIENT_BANK = 4;
 #else
@@ -71,11 +72,12 @@ constexpr u32 PIN_MAX = 0xff00;  // the most pins of one client on one frame; th
 
 enum Reason : u32 { BUDGET, IDLE, PRESSURE, DROP, TRIM, CLIENT_EXIT, REASONS };
 enum Latency : u32 { LATENCY_LOAD, LATENCY_FLUSH, LATENCY_RECLAIM, LATENCY_WAIT, LATENCY_SYNC, LATENCIES };
-constexpr u32 ERROR_CLASSES = 7;  // of figures/names.py: by the errno of a store's failure
+constexpr u32 ERROR_CLASSES = 7;  // classes of the errno with which a store failed: figures/names.py
 
-// The kind of an operation under way. Its intent says what it is about to change, and is written before the change.
-// `op` is stored last and cleared last: while it is NONE, the other fields have no meaning.
-// LOG_SYNC, SAVE: a sync of the engine's log, a save of the working set. They change nothing: only figures show them.
+// The kind of an operation under way. Its intent says what it is about to change, and is written before the change:
+// first the other fields, then `op`. While `op` is NONE, the other fields have no meaning.
+// LOG_SYNC, SAVE: a sync of the engine's log, a save of the working set. They change nothing in the segment; the
+// figures show how long they take.
 enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH, LOAD_MANY, PUBLISH_MANY, LOG_SYNC, SAVE };
 
 struct Intent {
@@ -87,7 +89,7 @@ struct Intent {
     Atomic<u32> old;     // PUBLISH, PUBLISH_MANY, DISCARD: the frame that is superseded; FLUSH: the last page
     Atomic<u32> victim;  // EVICT: the page that is evicted
     Atomic<u32> since;   // LOAD, LOAD_MANY, FLUSH, LOG_SYNC, SAVE: the tick in which it last made progress
-    Atomic<u64> waits;   // LOAD, LOAD_MANY: for which page its thread waits (deadlock.h)
+    Atomic<u64> waits;   // LOAD, LOAD_MANY: the page for which the operation's thread waits (deadlock.h)
 };
 static_assert(sizeof(Intent) == 32);
 static_assert(OPS <= 1u << OP_BITS);
@@ -156,19 +158,20 @@ struct alignas(64) Client {
     Atomic<u32> state;
     Atomic<u32> pid;
     Atomic<u64> start_time;   // field 22 of /proc/PID/stat, in clock ticks
-    Atomic<u64> namespaces;   // in which these two mean something (prim::namespaces)
+    Atomic<u64> namespaces;   // in which the pid and the start time are valid (prim::namespaces)
     Atomic<u64> attached_ns;  // CLOCK_REALTIME
     Atomic<u64> generation;   // grows with each attach to this slot
     Atomic<u32> folded;       // 1: its counters have been added to the totals
-    Atomic<u32> unlocked;  // a forked child without a descriptor holds no byte lock: its process shows that it lives
-    Atomic<u32> ending;    // 1: its process ends in good order; if it cannot detach, its end is no death
+    Atomic<u32> unlocked;  // 1: a forked child without a descriptor, and so without a byte lock: it lives while its
+                           // process does
+    Atomic<u32> ending;    // 1: its process exits, or it could not detach in time: its reaper counts no death
     char name[32];
     alignas(64) Counters counters;
     alignas(64) Intent intents[OPS];
     Atomic<u64> groups[OPS];  // the group word of each operation
     Atomic<u64> snapshot_lsns[SNAPSHOTS], snapshot_counts[SNAPSHOTS];  // protocol/snapshots.h
-    // Which blocks of entries a handle of this client may touch at any time; and how many of its threads look at
-    // entries without a handle: protocol/entry_memory.h.
+    // `blocks`: the blocks of entries that a handle of this client may touch at any time; `looks`: how many EntryLooks
+    // its threads have, to read entries without a handle (protocol/entry_memory.h).
     Atomic<u64> blocks[BLOCK_BITS / 64];
     Atomic<u32> looks;
     Atomic<u64> failed;  // the number of failed loads so far
@@ -179,21 +182,21 @@ enum SpaceState : u32 { SPACE_FREE = 0, SPACE_OPENING = 1, SPACE_LIVE = 2, SPACE
 enum SpaceKind : u32 { KIND_FILE = 1, KIND_DERIVED = 2, KIND_SCRATCH = 3, KIND_STORE = 4 };
 enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2, SPACE_CHECKSUM = 4 };
 
-// A space's span: its generation and its number of pages in one word. So a handle learns by one load
-// how many pages there are and whether the space is still the one that it opened; and
-// one CAS closes a space: it sets the next generation, and the bit CLOSED.
+// A space's span: its generation and its number of pages in one word. So a handle reads by one load how many pages
+// there are, and whether the slot still has the space that the handle opened. One CAS closes a space: it sets the next
+// generation, and the bit CLOSED.
 constexpr int GENERATION_SHIFT = 33;
 constexpr u64 CLOSED = u64(1) << (GENERATION_SHIFT - 1);
 constexpr u64 PAGES_MASK = CLOSED - 1;
-// The last generation of a slot; each space that is opened there takes two. After it the slot is not used any more, so
-// that no generation is used twice: an old handle, or an old allocated number, would be taken for a new one.
+// The last generation of a slot; each space that is opened there takes two. After it the slot is not used any more,
+// because a handle of an old space with the same generation would be valid for the new space.
 constexpr u64 GENERATIONS_MOST = (u64(1) << (64 - GENERATION_SHIFT)) - 1;
 
 struct alignas(64) SpaceSlot {
     Atomic<u64> span;          // generation << GENERATION_SHIFT | pages
     Atomic<u64> allocated;     // a span: the generation, and how many page numbers append has allocated
     Atomic<u64> stored;        // pages that the store has
-    Atomic<u64> entries_ready; // no entry from this one on has memory; of those before it, the chunks say which
+    Atomic<u64> entries_ready; // no entry from this one on has memory; which of those before it do, the chunks say
     Atomic<u32> state, kind, flags, owner;
     Atomic<u32> first_entry, max_pages;
     Atomic<u32> long_texts;    // 0: the slot never needed LongTexts; else which it has, counted from 1
@@ -207,11 +210,11 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> flush_since_ns;  // when the owner of the flush lock took it (CLOCK_BOOTTIME)
     // When the present space was opened, and the slot's counters at that time: they are not reset for a new space.
     Atomic<u64> opened_ns, hits_before, misses_before;
-    Atomic<u64> name_sum, path_sum;  // of its texts (text_sum)
+    Atomic<u64> name_sum, path_sum;  // the hashes of its texts (text_sum)
     // Failures of its store since it was opened, by class of errno. They are rare: all clients add to the same words.
     Atomic<u64> load_failures[ERROR_CLASSES], flush_failures[ERROR_CLASSES];
-    Atomic<u64> limit, reserve;  // of its share of the pool, in bytes (under the memory lock); 0: none
-    Atomic<u64> sum;           // over the fields that do not change while the space lives: see space_sum
+    Atomic<u64> limit, reserve;  // its share of the pool, in bytes (under the memory lock); 0: none
+    Atomic<u64> sum;           // a checksum of the fields that do not change while the space lives: see space_sum
 
     bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(span.load_acquire() & CLOSED); }
     bool is_closing() const {
@@ -235,10 +238,10 @@ struct LongTexts {
 // cannot take. Misses read it here. It is a copy of the limit and the reserve in the space's slot (protocol/shares.h).
 struct Share {
     Atomic<u64> frames;          // the number of recounts (the high half), and the frames that its pages have
-    Atomic<u32> first, end;      // its range of entries; empty if no space has this share
+    Atomic<u32> first, end;      // the space's range of entries; empty if no space has this share
     Atomic<u32> limit, reserve;  // in frames; 0: none
-    Atomic<u32> hand;            // the frame at which the next search for one of its own pages begins
-    Atomic<u32> space;           // the number of its slot
+    Atomic<u32> hand;            // the frame at which the next search for one of the space's pages begins
+    Atomic<u32> space;           // the number of the space's slot
 };
 struct Shares {
     Atomic<u32> high, reserved;  // the number of shares ever used; the sum of all reserves
@@ -254,10 +257,10 @@ struct FrameSlot {
     Atomic<u64> word;
     Atomic<u64> lsn;
     Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
-    // What the policy knows of the page. A hit writes only these two bytes and `touched`.
+    // The policy's data about the page. A hit writes only these two bytes and `touched`.
     Atomic<u8> count, tag;
     u8 seen;              // used by rebuild(), under the memory lock
-    Atomic<u8> mark;      // for the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
+    Atomic<u8> mark;      // for the sampler: 0: not sampled; else the epoch in which it was last recorded (advice.h)
     Atomic<u64> rec_lsn;  // of a dirty page: the LSN of the first change that its store lacks
 };
 static_assert(sizeof(FrameSlot) == 32, "two frames a cache line");
@@ -272,9 +275,9 @@ struct Event {
     Atomic<u64> bytes;
     Atomic<u32> from_frames, to_frames;  // the budget, before and after
     Atomic<u32> kind, reason;            // EventKind and EventReason of figures/names.py
-    Atomic<u32> client, origin;          // origin: of a failure, see Origin in events.h
-    Atomic<u64> value;                   // a double: what `reason` measured
-    Atomic<u64> page;                    // of the space in `origin`, from 1; 0: none
+    Atomic<u32> client, origin;          // the client that it is about; where a failure occurred: Origin in events.h
+    Atomic<u64> value;                   // a double: the measured value that was the reason
+    Atomic<u64> page;                    // the page of the space in `origin`, from 1; 0: none
 };
 static_assert(sizeof(Event) == 64);
 
@@ -284,8 +287,8 @@ enum Set : u32 { SET_FREE, SET_HOLES, SETS };
 constexpr int SET_LEVELS = 2;  // below the topmost
 constexpr u64 set_words(u64 frames, int level) { return (frames + (u64(64) << 6 * level) - 1) >> (6 + 6 * level); }
 
-// There are three copies of the bitmap of the chunks of entries that have memory, and the majority decides: one damaged
-// word neither leads to a chunk without memory, nor hides a chunk that has pages.
+// The bitmap of the chunks of entries that have memory is stored three times, and for each bit the majority decides. So
+// one damaged word neither leads to a chunk without memory, nor hides a chunk that has pages.
 constexpr u32 CHUNK_COPIES = 3;
 
 constexpr u64 round_up(u64 n, u64 to) { return (n + to - 1) / to * to; }
@@ -293,7 +296,7 @@ constexpr u64 round_up(u64 n, u64 to) { return (n + to - 1) / to * to; }
 struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
     u32 max_frames, max_clients, stripe_clients;
-    u32 guests;  // so many of the slots are for forked children only, see before_guests()
+    u32 guests;  // the number of slots that are for forked children only: see before_guests()
     u64 max_pages;
     u64 clients_at, events_at, duel_at, advice_at, spaces_at, texts_at, long_texts_at, uses_at, use_row_bytes;
     u64 entries_at, frames_at, pins_at, stripe_bytes;
@@ -313,17 +316,17 @@ struct Geometry {
     u64 slots_bytes(u32 n) const { return round_up(clients_at + n * sizeof(Client), os_page) - clients_at; }
     u64 top_words() const { return set_words(max_frames, SET_LEVELS); }
     u64 chunk_words() const { return (entry_chunks() + 63) / 64; }
-    // The block of a page's entry. Blocks are counted in the segment, and the first and the last one that have entries
-    // may have other data, too.
+    // The block of a page's entry. Blocks are numbered from the start of the segment; a block may contain other data
+    // before the first entry, or after the last one.
     u64 entry_block(u64 page) const { return (entries_at + page * 8) / ENTRY_BLOCK; }
-    u64 first_entry_of(u64 block) const { return (block * ENTRY_BLOCK - entries_at) / 8; }  // of a whole block
+    u64 first_entry_of(u64 block) const { return (block * ENTRY_BLOCK - entries_at) / 8; }  // if it begins with entries
     u64 tops_bytes() const { return (SETS * top_words() + CHUNK_COPIES * chunk_words()) * 8; }
 };
 
 struct Header {
     u64 magic;
     u32 version, header_bytes;
-    u64 layout_sum;  // of the build that made the segment
+    u64 layout_sum;  // layout_sum() of the build that made the segment
     u8 uuid[16];
     u64 created_ns;
     Geometry geometry;
@@ -356,27 +359,26 @@ struct Header {
     Atomic<u64> long_texts;    // see doubled(): how many LongTexts have memory (under the growth lock)
     Atomic<u64> removals;      // the number of spaces removed so far
     Atomic<u64> leaving;       // the blocks of entries that are being given back: namespace leaving
-    // see doubled(): how many banks have memory, beyond the first (under the growth lock)
-    Atomic<u64> more_banks;
+    Atomic<u64> more_banks;   // see doubled(): how many banks have memory, besides the first (under the growth lock)
     Atomic<u64> slots_ready;  // see doubled(): how many slots have memory; 0: those of the first bank
-    Atomic<u64> slots_asked;  // the same, of those for which a process has asked the kernel
+    Atomic<u64> slots_asked;  // see doubled(): for how many slots a process has last asked the kernel for memory
     Atomic<u64> object_bytes;  // the size of the area of the objects; 0: the pool never had a cache
     Atomic<u32> objects_made;  // 1: the area of the objects exists
-    // The loan, in frames (loans.h). The high half: memory of the budget that is lent to the objects, so that pages may
-    // not take it. The low half: how much of it pages have left, so that objects may use it.
+    // The loan, in frames (loans.h). The high half: the part of the budget that is lent to the objects, so that pages
+    // may not take it. The low half: the part of the loan that pages do not use any more, so that objects may use it.
     Atomic<u64> loan;
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
     alignas(64) Shares shares;  // under the memory lock, except that drops uncount without it
-    // UNLINKED: the segment's name was removed on purpose (Pool.unlink). MAY_LOSE: by somebody who said that its dirty
+    // UNLINKED: the segment's name was removed on purpose (Pool.unlink). MAY_LOSE: by a caller who said that its dirty
     // pages may be lost (discard=True); Pool.remove() writes this byte without attaching.
     alignas(64) Atomic<u64> unlinked;
-    // How many scratch pages cannot be evicted, or more; the high half has the number of the pass that counted them,
-    // odd while one is being made: scratch.h
+    // The low half: how many scratch pages cannot be evicted, or a larger number. The high half: the number of the pass
+    // that counted them, which is odd while a pass is under way: scratch.h
     Atomic<u64> kept;
-    // The pool's other page sizes: bit n stands for a segment of its own with pages of 2^n bytes, whose `home` is the
-    // uuid of this one. And the budget of all page sizes together in bytes (0: there is no other). Python changes both,
-    // under a lock of its own (client.py).
+    // The pool's other page sizes: bit n stands for a further segment with pages of 2^n bytes, whose `home` is the uuid
+    // of this segment. Then the budget of all page sizes together in bytes (0: there is only one page size). Python
+    // changes both, under a lock of its own (client.py).
     Atomic<u64> other_sizes, whole_budget_bytes;
     u8 home[16];
     // The totals of departed clients, in two copies: a fold fills the inactive copy, then one store of `folded` (copy,
@@ -392,8 +394,9 @@ constexpr u32 granted(u64 w) { return u32(w); }
 constexpr u64 word(u32 lent, u32 granted) { return u64(lent) << 32 | granted; }
 }  // namespace loan
 
-// Header::leaving: the blocks of entries that one client, which has the growth lock, gives back to the kernel. ASKED:
-// it looks whether a client may touch them; a client that is about to do so sets the word to 0. GONE: none may.
+// Header::leaving: the blocks of entries that the client with the growth lock is giving back to the kernel. ASKED: it
+// checks whether a client may touch them; a client that is about to touch one sets the word to 0. GONE: no client may
+// touch them.
 //
 //   63  62 61          32 31           0
 //  +------+--------------+--------------+
@@ -442,8 +445,8 @@ inline u32 ring_capacity(const Geometry& g, u32 frames) {
     return u32(n + n / 2 + RING_SPARE);
 }
 
-// Visits the tables that have an element for each frame, and get memory as frames are first used: visit(offset,
-// the most bytes, a function from the number of frames to bytes).
+// Visits the tables that have an element for each frame, and that get memory as frames are first used:
+// visit(offset, largest size in bytes, a function from the number of frames to the bytes that they need).
 template <class F>
 void each_frame_table(const Geometry& g, u32 stripes, F visit) {
     visit(g.frames_at, g.pins_at - g.frames_at, [](u64 n) { return n * sizeof(FrameSlot); });
@@ -460,8 +463,8 @@ void each_frame_table(const Geometry& g, u32 stripes, F visit) {
         visit(g.rings_at + ring * g.ring_bytes, g.ring_bytes, [&g](u64 n) { return ring_capacity(g, u32(n)) * 8ull; });
 }
 
-// Tables that have an element for each space, and get their memory as spaces are opened, in the same way. The rows of
-// uses belong to banks of clients, as pin counts do: the first `banks` have memory.
+// Visits, in the same way, the tables that have an element for each space, and that get memory as spaces are opened.
+// The rows of uses belong to banks of clients, as pin counts do: `banks` banks have memory.
 template <class F>
 void each_space_table(const Geometry& g, u32 banks, F visit) {
     visit(g.spaces_at, g.texts_at - g.spaces_at, [](u64 n) { return n * sizeof(SpaceSlot); });
@@ -482,16 +485,16 @@ inline u64 fnv(u64 h, const void* at, size_t bytes) {
 }
 constexpr u64 FNV_START = 0xcbf29ce484222325;
 
-// The hash of a text of at most `bytes` bytes, which may end with a zero before. Spaces are found by the hash of their
-// name.
+// The hash of a text, which ends at its first zero byte, or after `bytes` bytes. A search for a space compares the
+// hashes of names.
 inline u64 text_sum(const char* at, size_t bytes) {
     u64 h = FNV_START;
     for (size_t i = 0; i < bytes && at[i]; i++) h = (h ^ u8(at[i])) * 0x100000001b3;
     return h;
 }
 
-// A checksum over the fields of a space that do not change while it lives, so that a damaged record is not
-// taken for another space.
+// A checksum over the fields of a space that do not change while it lives, so that a damaged slot is not mistaken for
+// another space.
 inline u64 space_sum(const SpaceSlot& t) {
     u64 fields[] = {t.kind.load_relaxed(),        t.flags.load_relaxed(),
                     t.owner.load_relaxed(),       t.owner_generation.load_relaxed(),
@@ -512,7 +515,7 @@ void place_queues(Geometry& g, Take take) {
     g.tops_at = take(g.tops_bytes());
 }
 
-// Fills in the derived fields. The inputs must have been checked.
+// Computes the offsets and sizes of the areas from the other fields, which the caller has checked.
 inline void place_areas(Geometry& g) {
     u64 os = g.os_page;
     u32 bank = g.max_clients < CLIENT_BANK ? g.max_clients : CLIENT_BANK;

@@ -9,7 +9,7 @@ constexpr u32 STAMP_MASK = 0x7fffffffu;
 // Signed distance of two 31-bit stamps, safe across wrap-around.
 constexpr int stamp_diff(u32 a, u32 b) { return int((a - b) << 1) >> 1; }
 
-// How the policy chooses victims. policy/duelling.h chooses the mode.
+// The mode determines how the policy chooses victims. policy/duelling.h chooses the mode.
 enum PolicyMode : u32 {
     MODE_ADAPTIVE,  // the split between the rings moves with the ghosts' votes
     MODE_RECENCY,   // one ring, a clock: keeps what was used last
@@ -19,9 +19,9 @@ enum PolicyMode : u32 {
 
 struct RingState {
     u32 head;
-    u32 gaps;              // the elements that are GAP: they have no page
-    alignas(8) u32 count;  // these two change by one store when a ring grows
-    u32 capacity;          // 0: as many elements as there is memory for
+    u32 gaps;              // how many elements are GAP: they have no page
+    alignas(8) u32 count;  // the number of elements. It and `capacity` change by one store when a ring grows
+    u32 capacity;          // the most elements; 0: as many as have memory
 };
 
 struct PolicyState {

@@ -1,5 +1,5 @@
-// All system calls of the core. Each returns 0 (or a count) or
-// -errno; none accesses the segment's memory except as its comment says.
+// All system calls of the core. A function that can fail returns 0 (or a count) or -errno, unless its comment says
+// otherwise. None accesses the segment's memory, except as its comment says.
 #pragma once
 
 #ifdef BP_EXPLORE
@@ -88,7 +88,7 @@ inline u64 boot_ns() {
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
 }
 
-// A counter that the threads of this process share.
+// A counter that several threads of this process increase.
 class Tally {
     u64 n_ = 0;
 
@@ -129,11 +129,11 @@ inline void futex_wake_all(const void* word) {
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// ---- does this descriptor still belong to us? ---------------------------------------------------
+// ---- does this descriptor still refer to our file? ----------------------------------------------
 //
-// A process that closes all descriptors that it does not know (a daemon) closes ours too, and the number may belong to
-// another file when we use it. So a description is marked by its file offset, which nothing else here uses: ours
-// is a number that no other description has.
+// Some programs close all descriptors that they do not know (a daemon does), and ours among them. The number may then
+// refer to another file when we use it. So each open file description of ours is marked by its file offset, which
+// nothing else here uses: the mark is a number that no other description has as its offset.
 
 inline int set_mark(int fd, u64 mark) { return lseek(fd, off_t(mark), SEEK_SET) < 0 ? -errno : 0; }
 inline bool has_mark(int fd, u64 mark) { return lseek(fd, 0, SEEK_CUR) == off_t(mark); }
@@ -144,8 +144,8 @@ inline bool is_file(int fd, u64 device, u64 inode) {
     return fstat(fd, &st) == 0 && u64(st.st_dev) == device && u64(st.st_ino) == inode;
 }
 
-// Moves a description to a number above those that programs close in loops; never 0, 1 or 2. The old number is
-// closed. Returns the new number, or -errno.
+// Gives a description another descriptor number, above those that programs close in loops, and never 0, 1 or 2. The
+// old number is closed. Returns the new number, or -errno.
 inline int move_up(int fd) {
     if (fd < 0) return fd;
     rlimit limit{};
@@ -341,7 +341,7 @@ inline ssize_t read_page(int fd, u32 caching, void* to, size_t bytes, u64 offset
 // mappings of other processes: their next store faults, and changes the file's time. Returns -errno if it fails.
 inline int begin_writeback(int fd) { return sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0 ? 0 : -errno; }
 
-// Tests define it: the bytes of inaccessible memory on either side of a segment.
+// The bytes of inaccessible memory on either side of a segment: tests define it to find accesses beyond its ends.
 #ifndef BP_GUARD_BYTES
 #define BP_GUARD_BYTES 0
 #endif
@@ -356,22 +356,22 @@ inline int open_mapping(void* at, u64 bytes, int protection) {
     return mprotect(at, bytes, protection) == 0 ? 0 : -errno;
 }
 
-// Of a huge page, where an OS page has 4 KiB.
+// The size of a huge page, on a machine whose OS pages have 4 KiB.
 constexpr u64 HUGE_BYTES = 2 << 20;
 
-// Puts huge pages behind aligned parts of a mapping that have memory throughout (MADV_COLLAPSE, Linux 6.1, which needs
-// no huge= of the mount). If the kernel cannot, nothing has changed: it is for speed only.
+// Replaces the memory of a mapping by huge pages, where all of an aligned huge page has memory (MADV_COLLAPSE, Linux
+// 6.1, which works without the mount option huge=). Huge pages only make accesses faster, so a failure is no error.
 inline void use_huge_pages(void* at, u64 bytes) {
     constexpr int COLLAPSE = 25;
     madvise(at, bytes, MADV_HUGEPAGE);
     if (madvise(at, bytes, COLLAPSE) != 0) madvise(at, bytes, MADV_NOHUGEPAGE);
 }
 
-// The kernel makes no huge page of this part of a mapping any more: its memory was given back.
+// Forbids the kernel to make huge pages of this part of a mapping, whose memory was given back.
 inline void use_small_pages(void* at, u64 bytes) { madvise(at, bytes, MADV_NOHUGEPAGE); }
 
-// Maps memory of this process that is huge pages in fact, aligned as they are. Null if the kernel has none, or cannot
-// say so (before Linux 6.1). A forked child does not inherit the mapping.
+// Maps private memory that certainly consists of huge pages, at an aligned address. Null if the kernel has no huge
+// page, or cannot confirm that it gave one (before Linux 6.1). A forked child does not inherit the mapping.
 inline u8* map_huge(u64 bytes) {
     constexpr int COLLAPSE = 25, POPULATE_WRITE = 23;
     constexpr int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -390,7 +390,8 @@ inline u8* map_huge(u64 bytes) {
     return nullptr;
 }
 
-// Maps the first `bytes` of a segment, or null. Its offsets are aligned to huge pages as its addresses are.
+// Maps the first `bytes` of a segment; null if it fails. The address is a multiple of the size of a huge page, so an
+// offset that is aligned to huge pages has an aligned address.
 inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRITE) {
     constexpr u64 guard = BP_GUARD_BYTES;
     u64 room = bytes + HUGE_BYTES + 2 * guard, unit = u64(sysconf(_SC_PAGESIZE));
@@ -428,7 +429,8 @@ inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
     return -error;
 }
 
-// Maps another part of a segment, or returns null: as map_segment(). ROOM: addresses only, of no file.
+// Maps another part of a segment, as map_segment() does; null if it fails. ROOM: reserves addresses only, without a
+// file.
 enum class Access { ROOM, READ, WRITE };
 inline u8* map_area(int fd, u64 offset, u64 bytes, Access access) {
     int flags = access == Access::ROOM ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
@@ -446,13 +448,13 @@ inline u8* map_area(int fd, u64 offset, u64 bytes, Access access) {
 inline void close_file(int fd) { close(fd); }
 inline void unmap_area(const u8* at, u64 bytes) { munmap(const_cast<u8*>(at), bytes); }
 
-// Whether a file is so long.
+// Whether a file has at least `bytes` bytes.
 inline bool has_bytes(int fd, u64 bytes) {
     struct stat st;
     return fstat(fd, &st) == 0 && u64(st.st_size) >= bytes;
 }
 
-// Makes a file at least so long. 0 or -errno.
+// Extends a file to at least `bytes` bytes. 0 or -errno.
 inline int extend(int fd, u64 bytes) {
     struct stat st;
     if (fstat(fd, &st) != 0) return -errno;
@@ -460,7 +462,7 @@ inline int extend(int fd, u64 bytes) {
     return ftruncate(fd, off_t(bytes)) == 0 ? 0 : -errno;
 }
 
-// Writes pieces at an offset of the segment, and gives them memory: 0 or -errno.
+// Writes bytes at an offset of the segment; the kernel gives memory to the pages that have none. 0 or -errno.
 inline int write_at(int fd, const void* from, size_t bytes, u64 offset) {
     while (bytes) {
         ssize_t n = pwrite(fd, from, bytes, off_t(offset));
@@ -556,9 +558,9 @@ inline int maps_file(const char* path, u64 device, u64 inode) {
     return found;
 }
 
-// The pid namespace and the time namespace of this process, by the numbers that the kernel gives them. A pid means
-// another process in another pid namespace, and a start time is another one in another time namespace. 0 in the place
-// of one that /proc does not show.
+// The pid namespace and the time namespace of this process, by the numbers that the kernel gives them; 0 in place of
+// one that /proc does not show. In another pid namespace the same pid is another process, and in another time
+// namespace the start time of a process has another value.
 inline u64 namespaces() {
     struct stat pid, time;
     u64 pids = stat("/proc/self/ns/pid", &pid) == 0 ? u64(u32(pid.st_ino)) : 0;
@@ -569,7 +571,7 @@ inline bool is_same_namespace(u32 a, u32 b) { return !a || !b || a == b; }
 inline bool share_pids(u64 a, u64 b) { return is_same_namespace(u32(a >> 32), u32(b >> 32)); }
 inline bool share_times(u64 a, u64 b) { return is_same_namespace(u32(a), u32(b)); }
 
-// Whether /proc has the pids of this process's pid namespace. That of a container may be the host's.
+// Whether /proc shows the pids of this process's pid namespace. The /proc of a container may be the host's.
 inline bool proc_has_our_pids() {
     char text[24];
     ssize_t n = readlink("/proc/self", text, sizeof text - 1);
@@ -577,8 +579,8 @@ inline bool proc_has_our_pids() {
     return n <= 0 || u32(atol(text)) == process_id();
 }
 
-// Whether the process with this pid and start time lives, and has the file mapped. `unsaid` if /proc does not
-// show it. `start` is ANY_START if the time cannot be compared.
+// Whether the process with this pid and start time lives, and has the file mapped. Returns `unsaid` if /proc does not
+// tell. `start` is ANY_START if the times cannot be compared.
 constexpr u64 ANY_START = ~u64(0);
 inline bool still_maps(u32 pid, u64 start, u64 device, u64 inode, bool unsaid) {
     if (!pid || (::kill(pid_t(pid), 0) != 0 && errno == ESRCH)) return false;

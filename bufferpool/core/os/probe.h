@@ -2,8 +2,8 @@
 //
 // A probe is a nop, and a note in the section .note.stapsdt of the object file: the address of the nop, of the probe's
 // semaphore, and a text that says where the arguments are (SystemTap's wiki, "User space probe implementation").
-// A tool that attaches raises the semaphore, a counter in the section .probes: while it is 0, which is one load and one
-// branch, the arguments are not computed.
+// A tool that attaches raises the semaphore, which is a counter. While it is 0, the arguments are not computed, and a
+// probe costs one load and one branch.
 #pragma once
 
 #include "os/atomic.h"

@@ -1,9 +1,10 @@
 // Huge pages into which a file is read before its pages are copied into frames.
 //
-// Neighbouring bytes of a frame lie in small pages of memory that are anywhere in the machine, and a disk's queue has a
-// descriptor for each of them: 256 in all for a virtio disk, so that it works on few large reads at one time. A read
-// into a huge page needs one. It is in the processor's cache afterwards, as a read into a frame is not,
-// because the same few places are used again; so the copy costs less than it saves. See docs/performance.md.
+// The memory of a frame consists of small OS pages that are not neighbours in physical memory, and a read needs a
+// descriptor of the disk's queue for each of them. A virtio disk has 256 descriptors, so it works on few large reads
+// at one time. A read into a huge page needs one descriptor for all of its bytes. The same few places are used again
+// and again, so what was read is in the processor's cache, and the copy costs less than it saves. See
+// docs/performance.md.
 #pragma once
 
 #include <atomic>
@@ -12,14 +13,14 @@
 
 namespace bp {
 
-// One huge page, and which of its parts are in use: by one batch of reads at a time.
+// One huge page, which one batch of reads uses at a time, and which of its units are in use.
 class Staging {
     static constexpr u64 BYTES = 2 << 20, UNIT = 4096;
     static constexpr u32 WORDS = BYTES / UNIT / 64;
     u64 used_[WORDS] = {};
     u8* at_ = nullptr;
 
-    // How many units a read gets: a power of two, at most those of one word.
+    // The number of units that a read takes: a power of two, and at most 64, the units of one word of `used_`.
     static u32 units(u64 bytes) {
         u32 n = 1;
         while (n * UNIT < bytes) n *= 2;
@@ -28,7 +29,7 @@ class Staging {
     static u64 bits(u32 n) { return n == 64 ? ~u64(0) : (u64(1) << n) - 1; }
 
 public:
-    static constexpr u64 MOST = 64 * UNIT;  // bytes of one read
+    static constexpr u64 MOST = 64 * UNIT;  // the most bytes of one read
 
     bool open() {
         if (!at_) at_ = prim::map_huge(BYTES);
@@ -40,7 +41,7 @@ public:
         for (u64& word : used_) word = 0;
     }
 
-    // Room for a read; the lowest, which was used last. Null if there is none.
+    // Takes the lowest free units for a read, because they were used last. Null if there are not enough.
     u8* take(u64 bytes) {
         if (bytes > MOST) return nullptr;
         u32 n = units(bytes);
@@ -52,7 +53,7 @@ public:
             }
         return nullptr;
     }
-    // Is there room for a read of any length up to MOST?
+    // Are there free units for a read of MOST bytes?
     bool has_room() const {
         for (u64 word : used_)
             if (!word) return true;
@@ -64,7 +65,7 @@ public:
     }
 };
 
-// Those of this process: as many as have been needed at one time, and a bounded number.
+// The staging pages of this process: as many as its batches have needed at one time, up to MOST.
 class Stagings {
     static constexpr u32 MOST = 8;
     Staging all_[MOST];
@@ -77,7 +78,7 @@ public:
         return stagings;
     }
 
-    // A free one, or a new one. Null: there is none, and the caller reads straight into the frames.
+    // Returns a free staging page, or a new one. Null: there is none, and the caller reads into the frames directly.
     Staging* borrow() {
         if (refused_.load(std::memory_order_relaxed)) return nullptr;
         for (u32 i = 0; i < MOST; i++) {
@@ -93,7 +94,7 @@ public:
         if (staging) used_[staging - all_].store(false, std::memory_order_release);
     }
 
-    // Called in a forked child: the threads that used them are its parent's.
+    // Called in a forked child, which has neither the mappings nor the threads that used them.
     void forget() {
         for (u32 i = 0; i < MOST; i++) {
             all_[i].forget();

@@ -1,5 +1,5 @@
-// Reads or writes of a file, several under way at once: by the thread's io_uring, or by a few threads that this
-// process shares, or one after the other.
+// Reads or writes of a file, several under way at once. The thread's io_uring does them; without a ring, a few threads
+// of this process do; without threads, they are done one after the other.
 #pragma once
 
 #include "os/heap.h"
@@ -8,18 +8,18 @@
 
 namespace bp {
 
-// Some neighbouring pages of a file, and where they are in memory. `first` is the caller's.
+// A read or write of some neighbouring pages of a file. `first` is a number by which the caller recognises it.
 struct Transfer {
     Vectored what;
     u32 first;
     ssize_t got;  // bytes, or -errno
     Transfer* next;
-    struct TransferQueue* home;  // of the batch that it belongs to
-    iovec staged{};              // where it is read to first; null: nowhere else
+    struct TransferQueue* home;  // the queue of its batch, to which it is added when it has ended
+    iovec staged{};              // the staging memory into which it is read first; null: it is read into the frames
     void run() { got = prim::transfer(what.write, what.fd, what.to, what.n, what.offset, what.flags); }
 };
 
-// A queue of transfers: those that have ended and were not taken yet, or the free ones.
+// A list of transfers, from which the one added last is taken first.
 struct TransferQueue {
     Transfer* first = nullptr;
     void push(Transfer* t) {
@@ -34,7 +34,7 @@ struct TransferQueue {
 };
 
 // The threads of this process that read and write if there is no io_uring. They start when there is work, and end
-// after a while without work.
+// after IDLE_NS without work.
 class TransferThreads {
     static constexpr u32 MOST = 16;
     static constexpr u64 IDLE_NS = 500'000'000;
@@ -107,11 +107,11 @@ public:
 };
 
 class Transfers {
-    // The most transfers under way. Disks often take 128 at a time. The kernel's threads would have to pass on what is
-    // submitted beyond that, and the caller would wait for room in the disk's queue instead of using what has arrived.
+    // The most transfers under way. A disk's queue often has room for 128. If more were submitted, the caller would
+    // wait for room in that queue, instead of using the pages that have arrived.
     static constexpr u32 UNDER_WAY = 96;
     static_assert(UNDER_WAY <= Uring::DEPTH);
-    static constexpr u32 AT_ONCE = 16;  // pages: so many are submitted before the caller prepares the next ones
+    static constexpr u32 AT_ONCE = 16;  // the number of pages that are submitted together
     Transfer slots_[UNDER_WAY];
     TransferQueue free_, ended_;  // with threads, `ended_` is under their mutex
     u32 under_way_ = 0, added_ = 0, begun_ = 0;
@@ -126,7 +126,8 @@ public:
     Transfers(const Transfers&) = delete;
     ~Transfers() { Stagings::of_this_process().give_back(staging_); }
 
-    // May another transfer begin? Reads past a full staging would be slower than those that wait for a place there.
+    // May another transfer begin? A read that does not fit into the staging page waits for room there, because that
+    // takes less time than reading into the frames directly.
     bool room() const { return free_.first && (!staging_ || staging_->has_room()); }
 
     void begin(const Vectored& what, u32 first) {
@@ -150,7 +151,7 @@ public:
         done(t);
     }
 
-    // Waits for a transfer to end; false: none is under way.
+    // Waits until a transfer has ended, and returns it in `out`. False: none is under way.
     bool ended(Transfer& out) {
         if (!under_way_) return false;
         Transfer* t = by_threads_ ? nullptr : ended_.pop();
@@ -163,7 +164,8 @@ public:
     }
 
 private:
-    // The device works on the first pages while the caller prepares the next ones.
+    // Adds a transfer to the ring. After AT_ONCE pages the ring is submitted, so that the device works on them while
+    // the caller prepares the next ones.
     void add(Transfer& t) {
         stage(t);
         Vectored what = t.what;
@@ -178,7 +180,8 @@ private:
         ring_->submit();
     }
 
-    // A few pages do not fill the queue of a disk, and are read to where they belong.
+    // Takes staging memory for a direct read. The first AT_ONCE pages of a batch are read into the frames directly,
+    // because they do not fill the queue of a disk.
     void stage(Transfer& t) {
         begun_ += t.what.n;
         if (t.what.write || !t.what.direct || begun_ <= AT_ONCE) return;
@@ -190,7 +193,7 @@ private:
         t.staged = {staging_->take(bytes), bytes};
     }
 
-    // Copies what has been read to where it belongs, as far as it was read.
+    // Copies the bytes that were read from the staging memory to the frames, and gives the staging memory back.
     void unstage(Transfer& t) {
         auto from = static_cast<const u8*>(t.staged.iov_base);
         if (!from) return;

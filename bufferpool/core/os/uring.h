@@ -1,9 +1,10 @@
-// One thread's io_uring, for many reads or writes of files at once. The kernel's own interface (io_uring(7)), without
-// liburing and without the kernel's headers, because those of an old system have none of it.
+// One thread's io_uring, for many reads or writes of files at once. It uses the kernel's interface (io_uring(7))
+// without liburing, and without the kernel's headers, because the headers of an old system do not declare it.
 //
 // The ring has no descriptor: it is registered with its thread (IORING_REGISTER_RING_FDS, Linux 5.18), and the
-// descriptor is closed at once. So code that closes unknown descriptors does not close it, a fork does not inherit
-// it, and it ends with its thread. On older kernels, or if a sandbox or a sysctl refuses it, there is no ring.
+// descriptor is closed at once. So code that closes unknown descriptors does not close the ring, a forked child does
+// not inherit it, and it ends with its thread. On older kernels, or if a sandbox or a sysctl refuses it, there is no
+// ring.
 #pragma once
 
 #include <atomic>
@@ -55,7 +56,7 @@ class Uring {
 
     static inline std::atomic<bool> refused_{false};  // permanently refused to this process
 
-    // Called in a forked child: the ring is its parent's, and not mapped here.
+    // Called in a forked child: the ring belongs to its parent, and is not mapped here.
     void forget() {
         pid_ = prim::process_id();
         state_ = UNTRIED;
@@ -166,7 +167,7 @@ public:
             if (r > 0) sent_ += u32(r);
             if (sent_ == made_ && (r >= 0 || has_result())) return 0;
             if (r >= 0 || r == -EINTR) continue;
-            // by a seccomp filter that was installed later
+            // any other error: for example, a seccomp filter was installed after the ring was opened
             if (r != -EAGAIN && r != -EBUSY && r != -ENOMEM) state_ = REFUSED;
             u32 first = sent_;
             made_ = sent_;

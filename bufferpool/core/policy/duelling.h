@@ -1,16 +1,17 @@
 // Duelling: chooses the mode of the replacement policy.
 //
-// There is one miniature pool for each mode; all see the references to the same sampled pages. For the present mode the
-// misses of the pool itself count, not those of its miniature, because the pool may be stuck in a state that the
-// miniature never reached. For each other mode a one-sided cumulative sum (CUSUM: Page, Continuous Inspection Schemes,
-// Biometrika 1954) adds up by how much it misses less often, less 5 % of the mean of both, which is what makes modes
-// that are equally good stand still. The first lead above half of a miniature's frames changes the mode.
+// There is one miniature pool for each mode; all of them get the references to the same sampled pages. For the present
+// mode the misses of the pool itself count, not those of its miniature, because the pool may be stuck in a state that
+// the miniature never reached. Each other mode has a *lead*, a one-sided cumulative sum (CUSUM: Page, Continuous
+// Inspection Schemes, Biometrika 1954): the misses that the mode would have saved, less 5 % of the mean of its misses
+// and the pool's. So the lead of a mode that is only as good as the present one stays at 0. The first lead above half
+// of a miniature's frames changes the mode.
 //
-// A change soon after the last one doubles the lead that the next one needs, up to 16 times: when pinned pages take
-// frames from the pool, all miniatures seem better than the pool, and it must not change the mode endlessly.
+// A change soon after the last one doubles the lead that the next change needs, up to 16 times: when pinned pages take
+// frames from the pool, all miniatures seem better than the pool, and the mode must not change endlessly.
 //
-// The miniatures see every miss on a sampled page, and a hit if it is the page's first in its unit of
-// time (Alr::tag), because then a hit writes to the frame's slot anyway.
+// The miniatures get every miss on a sampled page, and the first hit of a page in each unit of
+// time (Alr::tag), because such a hit writes to the frame's slot in any case.
 #pragma once
 
 #include <bit>
@@ -22,16 +23,16 @@ namespace bp {
 
 // The duel of one pool, for the client that holds its memory lock.
 class Duelling {
-    static constexpr double HANDICAP = 0.05;  // the share of the misses that is subtracted
+    static constexpr double HANDICAP = 0.05;  // the share of the misses that is subtracted from a lead
     static constexpr u32 DOUBLINGS_MOST = 4;
-    static constexpr u32 CALM = 4;  // a change is "soon" within so many turnovers of a miniature
+    static constexpr u32 CALM = 4;  // a change within this many turnovers of a miniature is too soon
     Duel& d_;
     SampledPages<DuelRow> pages_;
 
 public:
     explicit Duelling(Duel& d) : d_(d), pages_(d.rows, DUEL_ROWS, d.index, DUEL_SLOTS, d.first_free) {}
 
-    // The shift for a pool of so many frames: one page in 2^shift is sampled; 32: none.
+    // The shift for a pool of `frames` frames: one page in 2^shift is sampled; 32: none.
     static constexpr u32 shift_of(u32 frames) {
         return frames < 2 * DUEL_LEAST ? 32 : std::bit_width(frames) - std::bit_width(DUEL_LEAST);
     }
@@ -63,7 +64,7 @@ public:
     }
 
 private:
-    // Adapts to another budget, for which the sample changes. The record of soon changes is kept.
+    // Adapts to another budget: the duel starts anew if the sample changes. `doublings` is kept.
     void start(u32 frames, u32 shift) {
         bool anew = d_.frames == 0 || shift != d_.shift.load_relaxed();
         d_.frames = frames;

@@ -1,7 +1,7 @@
 // The replacement policy: ALR, two rings with an adaptive split.
 //
-// An interface with one implementation. The pool (and, over plain arrays, a
-// simulator) gives it an Env; the policy decides, and the Env executes:
+// The policy decides, and an Env executes its decisions: the Env of the pool (protocol/evict.h), of a miniature pool
+// (sampled_pages.h), or of the simulator. An Env has:
 //
 //   Peek  peek(page, ring)        `gone` when the page's entry no longer names this
 //                                 ring, else the page's reference count (0..MAX)
@@ -9,7 +9,8 @@
 //   void  set_ring(page, ring)    stores in the page's entry which ring has its element
 //   bool  evict(page, kind, stamp)  evicts the page, leaving a ghost; false
 //                                 when it cannot be evicted now (pinned, dirty, in use)
-//   bool  is_kept(page)           if there is one: the page is kept for its owner, and is moved to the tail of its ring
+//   bool  is_kept(page)           optional: true if the page must not be evicted, because its space has a reserve; the
+//                                 policy moves it to the tail of its ring
 //   bool  set_aside(page, ring)   clears the ring in the page's entry if the page must be flushed or
 //                                 dropped first; bring_back() is called when it can be evicted
 //   u64*  slots(ring)             the ring's elements
@@ -24,17 +25,16 @@
 // count, at most once in a tenth of the pool's turnover. A scan passes
 // through the cold ring and does not change the hot ring.
 //
-// The split compares how many hits a larger ring would have given on either side: a
-// ghost votes for its ring if a ring larger by WINDOW would have kept the page. For
-// the hot ring the distance is the number of evictions since then. For the cold ring it is a number of
-// elements: its stamps count misses, which also fill the hot ring, so they
-// are divided by the misses per element of the cold ring. If
-// the cold ring has more than half of the pool, pages are used for a while
-// and then no more, so one reference does not make a page hot then.
+// The split follows the number of hits that a larger cold ring, or a larger hot ring, would have had: a miss on a ghost
+// counts for the ghost's ring if that ring would still have the page if it were larger by WINDOW. For a ghost of
+// the hot ring this is measured by the number of evictions from that ring since its own. For a ghost of the cold ring
+// it is measured in elements: the stamps count misses, which also fill the hot ring, so they are divided by the misses
+// per element of the cold ring. If the cold ring has more than half of the pool, most pages are used for a while and
+// then never again, so a page becomes hot only after two references.
 //
-// This is the adaptive mode. For two patterns of references it adapts slowly or not at all, so there are two more
-// modes, and a duel between miniature pools chooses (duelling.h): MODE_RECENCY has the cold ring alone, and keeps what
-// was used last; MODE_LOOP has a small cold ring and a split that does not move.
+// This is the adaptive mode. It adapts slowly, or not at all, to two patterns of references. So there are two more
+// modes, and a duel between miniature pools chooses one (duelling.h): MODE_RECENCY has the cold ring alone, and keeps
+// what was used last; MODE_LOOP has a small cold ring, and a split that does not move.
 //
 // Everything here runs under the memory lock. After a death the rings are
 // repaired from the entries: an element is valid only while its page's entry
@@ -49,9 +49,9 @@ namespace bp {
 
 enum class Ghost : u32 { NONE = 0, COLD = 1, HOT = 2 };
 
-// Extends a ring at its end, where every new element is GAP already. If the ring wraps, the new gaps lie between its
-// two parts: they count as elements until they reach the head. It is one store, so that a
-// death leaves the old ring or the new one.
+// Extends a ring's memory from `was` to `now` elements; every new element is GAP already. If the ring wraps around, the
+// new gaps lie between its two parts, and count as elements until they reach the head. Capacity and count change by one
+// store, so that a death leaves the old ring or the new one.
 inline void extend_ring(RingState& q, u32 was, u32 now) {
     using u64_alias [[gnu::may_alias]] = u64;
     u32 gaps = u64(q.head) + q.count > was ? now - was : 0;
@@ -75,13 +75,13 @@ struct Search {
 template <class Env>
 class Alr {
     static constexpr u32 COUNT_MAX = 3;  // the largest reference count of a page
-    static constexpr u32 SKIP = 2;       // second chances given in one call of hot_ok()
+    static constexpr u32 SKIP = 2;       // the most second chances that one call of hot_ok() gives
     static constexpr u32 GONE = 32;      // the most stale elements that a miss removes from a ring
     static constexpr u32 UNITS = 10;     // units of time (tags) in a turnover of the pool
-    static constexpr u32 WINDOW = 10;    // by how much a larger ring is considered, in percent of the pool
-    // pages of one ring that cannot be evicted, before the search turns to the other
+    static constexpr u32 WINDOW = 10;    // how much larger the ring is that a ghost votes for, in percent of the pool
+    // after so many pages of one ring that cannot be evicted, a search turns to the other ring
     static constexpr u32 TURN = 16;
-    // the most passes over the rings in a search: each takes one of a page's references
+    // the most passes over the rings in a search: each pass reduces a page's reference count by one
     static constexpr u32 ROUNDS = 8;
     PolicyState& s_;
     Env& env_;
@@ -225,8 +225,8 @@ public:
         }
     }
 
-    // Makes gaps of the elements of the pages from `first` to before `end`, in the ring's memory from its slot `from`
-    // on, in at most n slots. Returns the next slot; 0: that was the last one.
+    // Replaces the elements of the pages `first` to `end` - 1 by gaps. It examines at most n slots of the ring's
+    // memory, from slot `from` on, and returns the slot at which the next call continues; 0: the ring is done.
     u32 forget(Ring r, u32 from, u32 n, u64 first, u64 end) {
         RingState& q = ring(r);
         if (from >= capacity(r)) return 0;
@@ -241,7 +241,7 @@ public:
         return stop < capacity(r) ? stop : 0;
     }
 
-    // Sets a ring to its first n elements, none of which is a gap.
+    // Cuts a ring to its first n elements, none of which is a gap.
     void set_count(Ring r, u32 n) {
         ring(r).count = n;
         ring(r).gaps = 0;
@@ -287,8 +287,8 @@ private:
         if (s_.cold_target < low) s_.cold_target = low;
     }
 
-    // May a page with this stamp become hot? Meanwhile it gives referenced pages at the head of the hot ring their
-    // second chance.
+    // May a page with this stamp become hot? First, referenced pages at the head of the hot ring get a second chance.
+    // `known`: the stamp counts misses, as the stamps in the hot ring do; that of a hot ghost counts evictions.
     bool hot_ok(u32 stamp, bool known) {
         for (u32 i = 0; i < SKIP && s_.hot.count; i++) {
             u32 page = element_page(at(RING_HOT, 0));
@@ -332,7 +332,7 @@ private:
     }
 
     void move(Ring from, Ring to, u32 page, u32 stamp) {
-        // added before it is removed: a death in between duplicates the element, and never loses it
+        // first added, then removed: a death in between duplicates the element, and does not lose it
         push(to, page, stamp);
         if (from != to) env_.set_ring(page, to);
         pop(from);

@@ -9,7 +9,7 @@
 //    +------+--------+-----------------------+-----------+-------+
 //      st  0 never seen, 1 in the cold ring, 2 in the hot ring, 3 a ghost
 //
-// The rows are in the segment and may be damaged: a value is checked before it is used as an index,
+// The rows are in the segment, and may be damaged: a value is checked before it is used as an index,
 // and every loop is bounded by the size of a table.
 #pragma once
 
@@ -20,7 +20,7 @@
 
 namespace bp {
 
-// How a sampled page was referenced.
+// How a sampled page was referenced. ONCE: it was read ahead or scanned. UNCOUNTED: a miss is not counted.
 enum SampleKind : u32 { SAMPLE_ONCE = 1, SAMPLE_UNCOUNTED = 2 };
 
 namespace state_word {
@@ -89,7 +89,7 @@ public:
         if (state_.mode != mode) policy_.set_mode(mode, mode == MODE_LOOP ? frames_ / 50 : state_.cold_target);
     }
 
-    // Evicts pages until they fit.
+    // Evicts pages until `frames_` frames suffice.
     void fit() {
         for (u32 n = 0; n < 2 * env_.capacity() && state_.cold.count + state_.hot.count > frames_; n++)
             policy_.evict(4 * env_.capacity());
@@ -97,7 +97,7 @@ public:
 
     void purge() { policy_.purge(); }
 
-    // References a page. True: it was not resident, and is now.
+    // Counts a reference to a page. True: the page was not resident, and is now.
     bool reference(u32 row, u32 kind) {
         u32& w = env_.rows[row].state[env_.i];
         if (!state_word::is_resident(w)) return load(row, kind), true;
@@ -158,7 +158,7 @@ public:
         return row;
     }
 
-    // Drops the rows for which `keeps(row)` is false.
+    // Frees the rows for which `keeps(row)` is false, and rebuilds the index.
     template <class Keeps>
     void retain(Keeps keeps) {
         for (u32 r = 0; r < n_rows_; r++)
@@ -175,7 +175,7 @@ public:
         }
     }
 
-    // Drops the rows that are resident in none of the `n` miniature pools, and whose ghosts are all older than
+    // Frees the rows of pages that are resident in none of the `n` miniature pools, and whose ghosts are all older than
     // `ages` times the frames of their pool.
     void drop_older(u32 ages, const PolicyState* pools, u32 n) {
         retain([&](const Row& row) {

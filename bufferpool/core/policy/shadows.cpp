@@ -77,7 +77,7 @@ void Shadows::fade() {
 }
 
 // Adapts the shadows to a new budget. They keep their pages, and the curve is interpolated at the new
-// sizes. (Starting anew would leave a steward without advice after each of its steps.)
+// sizes. (If they started anew, a steward would have no advice after each of its steps.)
 void Shadows::set_frames(u32 frames) {
     if (frames == head_.frames || frames < 1 || frames > max_frames_) return;
     double at[SHADOWS], missed[SHADOWS];
@@ -124,7 +124,7 @@ void Shadows::apply(const Atomic<u64>* samples, u32 n, u64 references, u64 misse
     if (head_.expected > window) fade();
 }
 
-// An epoch lasts a quarter of the time in which the smallest shadow could lose a page.
+// The length of an epoch, in samples: a quarter of the samples in which the smallest shadow replaces all of its pages.
 u32 Shadows::next_unit(u32 n, double missed) const {
     double share = n && missed > 0 ? missed / n : 0.0, turnover = frames_[0] / 4.0;
     double unit = share > 0 ? turnover / share : 65536.0;
