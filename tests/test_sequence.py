@@ -153,6 +153,20 @@ def test_reprs_of_pools_and_spaces_have_size_and_state_and_never_raise(space: bp
     assert "unusable (SpaceRemoved)" in repr(other)
 
 
+def test_the_repr_of_a_space_says_that_it_is_open_for_reading(space: bp.Space, tmp_path: Path) -> None:
+    """A file and a store are opened for reading unless a mode is given. Only the refused write said so."""
+    (tmp_path / "t.db").write_bytes(bytes(2 * 4096))
+    pool = space.pool
+    shown = f"<Space 't.db' (file) of pool {pool.name!r}, 2 pages"
+    assert repr(pool.open_file(tmp_path / "t.db")) == f"{shown}, for reading>"
+    assert repr(pool.open_file(tmp_path / "t.db", mode="r+")) == f"{shown}>"
+    scratch = pool.open_scratch("work", 4)
+    assert "for reading" not in repr(scratch)
+    assert "for reading" in repr(pool.space("work"))
+    with bp.Pool.attach(pool.name, mode="r") as reader:
+        assert "for reading" in repr(reader.space("t.db"))
+
+
 def test_a_space_and_a_pool_say_what_they_are(space: bp.Space, tmp_path: Path) -> None:
     pool = space.pool
     assert (space.page_size, space.path, pool.capacity) == (4096, None, 1 << 20)

@@ -500,11 +500,6 @@ def read_clients(pool: Inspectable) -> list[ClientInfo]:
     ]
 
 
-def _is_guest(pool: Inspectable, client: int) -> bool:
-    before = pool.geometry["before_guests"]
-    return bool(before < client <= before + pool.geometry["guests"])
-
-
 class Counters(NamedTuple):
     """All counters of a pool, over all clients, present and past."""
 
@@ -687,7 +682,7 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
         hits=int(counters.spaces[:, 0].sum()),
         misses=int(counters.spaces[:, 1].sum()),
         reclaimed_bytes=counters.reclaimed_bytes,
-        clients=sum(not _is_guest(pool, client[0]) for client in pool.seg.clients()),
+        clients=status["clients"],
         durable_lsn=status["durable_lsn"],
         checkpoint_lsn=status["checkpoint_lsn"],
         policy_mode=mode_name(status["policy_mode"]),

@@ -213,7 +213,8 @@ class Space(_core.Space):
         if self.index < 0:
             return "not attached yet"
         try:
-            return f"{len(self)} pages"
+            reading = self.kind is not Kind.DERIVED and not (self._wanted.writable and self._client.mode == "r+")
+            return f"{len(self)} pages{', for reading' if reading else ''}"
         except BufferPoolError as error:
             return f"unusable ({type(error).__name__})"
 

@@ -199,7 +199,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> entries_ready; // no entry from this one on has memory; which of those before it do, the chunks say
     Atomic<u32> state, kind, flags, owner;
     Atomic<u32> first_entry, max_pages;
-    Atomic<u32> long_texts;    // 0: the slot never needed LongTexts; else which it has, counted from 1
+    Atomic<u32> long_texts;    // the number of the slot's LongTexts, from 1; 0: it never needed any
     LockWord flush_lock;
     Atomic<u32> flush_open;    // 1: a flush has begun and has not recorded the file's new time
     // The file's state after the pool last read or wrote it (file_changes.py); `doubt`: its times may not show a later
@@ -223,8 +223,8 @@ struct alignas(64) SpaceSlot {
     }
 };
 
-// The texts of a space; a search through the slots does not read them. Of a text that is too long for its place, the
-// first bytes stand here without a zero after them, and the whole of it in the LongTexts of the space's slot.
+// The texts of a space; a search through the slots does not read them. Of a text that is too long for its field, the
+// field has the first bytes, without a zero after them, and the LongTexts of the space's slot have the whole text.
 struct SpaceTexts {
     char name[SHORT_TEXT];
     char path[SHORT_TEXT];

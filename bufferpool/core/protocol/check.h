@@ -1,6 +1,6 @@
-// Checks every invariant while other processes use the pool. What is read without a lock
-// may be changing: a finding counts only if several passes find it, and a
-// state that a living client's intent covers is not a finding.
+// Checks every invariant while other processes use the pool. What is read without a lock may be changing: a finding
+// counts only if several passes find it, and a state that the intent of a client that was not reaped covers is no
+// finding.
 #pragma once
 
 #include <cstdarg>
@@ -38,7 +38,7 @@ inline const char* name(EntryState s) {
     return names[s & 3];
 }
 
-// Whether a client has not been reaped: the state that a dead client has left is no contradiction before that.
+// Whether a client has not been reaped. Until it is, what a dead client has left is no contradiction.
 inline bool is_live_client(Segment& s, u32 c) {
     return s.has_slot(c) && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE;
 }
@@ -125,8 +125,8 @@ inline void check_entries(Segment& s, Findings& out) {
     }
 }
 
-// Checks what the memory lock protects, under that lock: it does not change meanwhile. INTERRUPTED: another
-// client keeps the lock.
+// Checks what the memory lock protects, under that lock, so that it does not change meanwhile. INTERRUPTED: the lock
+// could not be taken.
 inline Status check_memory(Segment& s, Findings& out) {
     Vec<u32> in_ring[4];
     for (Ring r : {RING_COLD, RING_HOT}) out.lost |= !in_ring[r].reserve(ring_capacity(s.g, s.ready));
@@ -163,8 +163,9 @@ inline Status check_memory(Segment& s, Findings& out) {
     return out.lost ? Status::NO_MEMORY : Status::OK;
 }
 
-// Are there more scratch pages than are counted? Then they could use the share of the other spaces. A page may be
-// written a moment before it is counted, so it is no finding before several passes have found it.
+// Are more scratch pages kept (scratch.h) than are counted? Then they could use the part of the budget that is set
+// apart for the other spaces. A page may be written a moment before it is counted, so a difference is a finding only if
+// several passes find one.
 inline Status check_kept(Segment& s, int passes, Findings& out) {
     u32 missing = 0;
     for (int i = 0; i < passes; i++) {

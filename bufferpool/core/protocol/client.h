@@ -1,7 +1,7 @@
 // Clients: attaching in a slot, detaching, and the slot of a forked child. (For dead clients see reap.h.)
 //
-// A client is alive while its byte lock is held. A process that attaches when every slot is in use takes the slot
-// of a dead client: it takes that client's number, reaps it, and starts anew in the slot.
+// A client is alive while its byte lock is held. If a process attaches when no slot is free, it takes the slot of a
+// dead client: it takes that client's number, reaps the client, and starts anew in the slot.
 #pragma once
 
 #include "protocol/reap.h"
@@ -40,9 +40,9 @@ inline void start_client(Segment& s, u32 c) {
     BP_POINT("attach.live");
 }
 
-// Takes a free slot for the description `fd`, whose lock on the slot's byte
-// shows from now on that the client lives. Returns 0 when there is none, or no memory for one more (`error`). Some
-// slots are for guests: forked children that find no other slot.
+// Takes a free slot for the open file description `fd`, whose lock on the slot's byte shows from now on that the client
+// lives. Returns 0 if no slot is free, or if there is no memory for one more (`error`). `guest`: takes one of the slots
+// that are for guests, which are forked children that find no other slot.
 inline u32 claim_slot(Segment& s, int fd, int& error, bool guest = false) {
     for (u32 c = 1; c <= s.g.max_clients; c++) {
         if (s.g.is_guest(c) != guest) continue;
@@ -61,9 +61,9 @@ inline u32 claim_slot(Segment& s, int fd, int& error, bool guest = false) {
 
 // ---- attach and detach ---------------------------------------------------------
 
-// Ends this client. False: another process has a lock that is needed, and is stopped perhaps. Then the slot is left as
-// that of a dead client: its byte lock is released, and its pid cleared, because the process may attach again; the next
-// reaper does the rest.
+// Ends this client. False: another process, which may be stopped, has a lock that is needed. Then the slot is left as
+// if the client were dead, for the next reaper: its byte lock is released, and its pid is cleared, because the process
+// may attach again.
 inline bool detach(Segment& s) {
     Patience patience(PATIENT_SLICES);
     auto leave_to_reaper = [&] {
@@ -73,7 +73,8 @@ inline bool detach(Segment& s) {
         s.become(0);
         return false;
     };
-    if (!lock_memory(s, false)) return leave_to_reaper();  // before a wait for each page of a private space
+    // First a test whether the memory lock can be taken: otherwise each page of a private space would wait for it.
+    if (!lock_memory(s, false)) return leave_to_reaper();
     unlock_memory(s);
     if constexpr (ADVISES) drain(s);
     free_spares(s);
@@ -90,7 +91,7 @@ inline bool detach(Segment& s) {
     fold_counters(s, s.me);
     BP_POINT("detach.folded");
     unlock_memory(s);
-    // This comes last: the next client in the slot must find no lock in its number's name.
+    // This comes last, because the next client in the slot must not find a lock that has its number.
     s.client().state.store_release(CLIENT_FREE);
     BP_POINT("detach.free");
     s.unlock_byte(LOCKS_AT + long(s.me));
@@ -137,10 +138,10 @@ inline Status attach(Segment& s) {
 
 // ---- fork ----------------------------------------------------------------------
 
-// Takes a slot for the child before a fork, with a pin for each frame that `each_pin(visit)` visits.
-// 0: no slot is free, or there is no memory for its pins. `fd` holds the slot's byte. It is the child's own
-// description: until the child runs, only its byte lock shows that it lives. Or it is the parent's, and the child has
-// none (`unlocked`).
+// Takes a slot for the child before a fork, with a pin for each frame that `each_pin(visit)` visits. Returns the
+// child's number; 0: no slot is free, or there is no memory for its pins. `fd` holds the slot's byte lock. It is the
+// child's own open file description: until the child runs, only its byte lock shows that the child lives. Or, if the
+// child gets none (`unlocked`), it is the parent's.
 template <class Each>
 u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlocked = false) {
     int refused;
@@ -156,17 +157,17 @@ u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlock
         return 0;
     }
     each_pin([&](u32 f) { s.pin_count_of(c, f).add_seq_cst(1); });
-    // The child has the parent's handles. If this thread forks during an EntryLook (a signal's handler does), the
-    // child's has no end.
+    // The child has copies of the parent's handles. If this thread forks during an EntryLook (in a signal handler), the
+    // child's EntryLook never ends.
     if (s.keeps_entries) return c;
     for (u64 i = 0; i < BLOCK_BITS / 64; i++) slot.blocks[i].store_seq_cst(s.client().blocks[i].load_relaxed());
     if (looking) slot.looks.store_seq_cst(1);
     return c;
 }
 
-// In a child without a description: stores its pid, before it releases its slot's byte, which the parent's description
-// holds. At each step the slot has the pid of a living process: the parent's, then the child's, which may be the first
-// of a new pid namespace.
+// In a child without an open file description: stores its pid, and then releases its slot's byte lock, which the
+// parent's description holds. At each step the slot has the pid of a living process: the parent's, then the child's,
+// which may be the first process of a new pid namespace.
 inline void introduce_unlocked(Segment& s, u32 c) {
     Client& slot = s.clients[c - 1];
     slot.start_time.store_seq_cst(0);

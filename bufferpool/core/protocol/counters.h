@@ -1,7 +1,7 @@
-// Counters: how those of a departed client are added to the totals, and how all are summed.
+// Counters: how those of a departed client are added to the totals (a fold), and how all are summed.
 //
-// The header has two copies of the totals. A fold fills the inactive copy and makes it
-// active by one store of `folded`, which names the client too:
+// The header has two copies of the totals. A fold fills the inactive copy, and makes it active by one store of
+// `folded`, which also names the client:
 //
 //   fill totals[1 - copy] · folded = (1 - copy, client, generation) · client's `folded` = 1
 //
@@ -24,15 +24,17 @@ inline void fold_counters(Segment& s, u32 c) {
     u64 done = s.header->folded.load_acquire();
     u32 other = u32(done >> 1) & CLIENTS_LIMIT;
     if (s.has_slot(other) && s.clients[other - 1].generation.load_relaxed() == done >> 16)
-        s.clients[other - 1].folded.store_release(1);  // the last fold, should its reaper have died here
+        s.clients[other - 1].folded.store_release(1);  // completes the last fold, in case its client died before this
     if (slot.folded.load_relaxed()) return;
     u64 copy = done & 1;
     auto from = reinterpret_cast<Atomic<u64>*>(&s.header->totals[copy]);
     auto to = reinterpret_cast<Atomic<u64>*>(&s.header->totals[1 - copy]);
     auto add = reinterpret_cast<Atomic<u64>*>(&slot.counters);
-    fence_release();  // a sum that reads what we fill in sees the fold before this one, which made the copy inactive
+    // A sum that reads a value that is filled in here also sees the `folded` of the last fold, which made this copy
+    // inactive, and so starts over.
+    fence_release();
     for (u32 i = 0; i < COUNTERS; i++) to[i].store_relaxed(from[i].load_relaxed() + add[i].load_relaxed());
-    bool used = s.has_pins(c);  // its row of uses has memory as well
+    bool used = s.has_pins(c);  // then its row of uses has memory, too
     for (u32 i = 0, n = s.space_count(); i < n; i++) {
         Uses &sum = s.use_row(u32(1 - copy))[i], &before = s.use_row(u32(copy))[i], &own = s.uses_of(c)[i];
         sum.hits.store_relaxed(before.hits.load_relaxed() + (used ? own.hits.load_relaxed() : 0));
@@ -44,11 +46,12 @@ inline void fold_counters(Segment& s, u32 c) {
     slot.folded.store_release(1);
 }
 
-// Sums what all clients have counted, present and past: visit(counters, their row of uses or null). Like a
-// reader of a sequence lock (hence acquire: the second look comes after the loads), it
-// takes what it read if no fold took place between the two looks at `folded`, so
-// that no client was counted twice or not at all; `begin` is called before each try, between the first look and the
-// loads. Needs no lock and writes nothing. False: `begin` has failed, or folds kept coming, a thousand times over.
+// Visits all counters, those of the present clients and the totals of the past ones: visit(counters, row of uses or
+// null). It works like the reader of a sequence lock (hence the acquire loads, which come before the second load of
+// `folded`): the result is valid if `folded` has not changed between its two loads, so that no client was counted twice
+// or not at all. Otherwise it tries again, a thousand times at most. `begin` is called in each try, between the first
+// load of `folded` and the visits. It needs no lock, and writes nothing. False: `begin` has failed, or there was a fold
+// in every try.
 template <class Begin, class Visit>
 bool each_counted(Segment& s, Begin begin, Visit visit) {
     for (int tries = 0; tries < 1000; tries++) {
@@ -66,10 +69,10 @@ bool each_counted(Segment& s, Begin begin, Visit visit) {
     return false;
 }
 
-// The counters of all clients into `sum` (COUNTERS of them), and the uses of the first `n` spaces into `uses`: those
-// that `may_see(uses)` allows. `look()` learns what that is, at the beginning of each try: the row of the totals that
-// a fold makes active may have been a hole before it; if it was looked at earlier, the sum would go back. False: the
-// look has failed.
+// Sums the counters of all clients into `sum` (COUNTERS of them), and the uses of the first `n` spaces into `uses`, as
+// far as may_see(element of a row) allows. An observer may read only what has memory, and look() finds out what that
+// is. It is called in each try, because a fold may give memory to the row of the totals that it makes active: with an
+// older answer the sum would miss that row, and decrease. False: look() has failed, or there was a fold in every try.
 template <class Look, class See>
 bool sum_counters(Segment& s, u64* sum, Uses* uses, u32 n, Look look, See may_see) {
     auto begin = [&] {

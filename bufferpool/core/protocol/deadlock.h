@@ -1,18 +1,18 @@
-// Loads that wait for each other. A loader is the user's code, and may use other pages: while its
-// thread waits for a page that another thread loads, the intents of all its loads name that page. So a thread that
-// is about to wait follows the chain, across threads and processes:
+// Loads that wait for each other. A loader is the user's code, and may use other pages: while its thread waits for a
+// page that another thread loads, the intents of all loads of the waiting thread name that page. So a thread that is
+// about to wait follows the chain, across threads and processes:
 //
 //   page -> LOADING(client) -> that client's intent to load it -> the page that it waits for -> ...
 //
-// If it comes back to a page that this thread loads, the wait would never end.
+// If the chain leads to a page that this thread loads, the wait would never end.
 //
 //   Intent.waits   63                32 31                0
 //                 +--------------------+-------------------+
 //                 | number of the wait | page + 1; 0: none |
 //                 +--------------------+-------------------+
 //
-// There is no false alarm: an intent with the same value twice, number included, did not change in between. The
-// chain is followed twice, one time after the other; so the whole chain existed at one moment.
+// There is no false alarm. The chain is followed twice, one time after the other. If both times every intent has the
+// same value, including the number of its wait, none has changed in between; so the whole chain existed at one moment.
 #pragma once
 
 #include "protocol/entry_memory.h"
@@ -60,8 +60,8 @@ struct WaitingLoad {
 };
 constexpr u32 CHAIN_MOST = 256;  // the longest cycle of loads that is found
 
-// Follows the chain from `page`. Returns how many loads of other threads precede one of this thread; -1 if
-// it does not reach one.
+// Follows the chain from `page`. Returns how many loads of other threads, which `out` has then, precede a load of this
+// thread; -1: the chain does not lead to one.
 inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
     EntryLook look(s);
     for (u32 n = 0; n < CHAIN_MOST; n++) {
@@ -70,7 +70,7 @@ inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
         u32 c = entry::owner(e);
         if (entry::state(e) != LOADING || !seems_alive(s, c)) return -1;
         Intent *intents = s.clients[c - 1].intents, *load = intents;
-        // it is loaded together with other pages: the entry has the operation's number
+        // If the page is loaded together with others, its entry has the operation's number.
         if (u32 n = entry::among(e)) load += n - 1;
         else
             while (load < intents + OPS && !(load->page.load_relaxed() == page && is_load(*load))) load++;
@@ -82,8 +82,8 @@ inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
     return -1;
 }
 
-// Would waiting for this page never end? (The numbers of waits wrap around after 2^32. So a result is not used if this
-// thread was stopped for longer than so many waits take: it checks again after a slice.)
+// Would waiting for this page never end? (The numbers of waits wrap around after 2^32 waits. So the result is not used
+// if this thread was stopped so long that this could have happened; it checks again after the next slice.)
 [[gnu::noinline]] inline bool waits_for_us(Segment& s, u32 page) {
     WaitingLoad once[CHAIN_MOST], again[CHAIN_MOST];
     u64 since = prim::now_ns();

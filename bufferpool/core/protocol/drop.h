@@ -1,4 +1,4 @@
-// Dropping pages: without write-back, even if they are dirty.
+// Dropping pages: they are removed without write-back, even if they are dirty.
 #pragma once
 
 #include "protocol/deadlock.h"
@@ -29,8 +29,9 @@ inline bool thread_uses(Segment& s, u32 first, u64 count) {
     return false;
 }
 
-// Can no client evict a page of this space that has been written?
-inline bool is_kept(const SpaceSlot& slot) {
+// Do written pages of this space remain in the pool until they are dropped? They do in a scratch space that is not
+// discardable: a dirty page is not evicted, and this space has no store to which it could be flushed.
+inline bool keeps_written(const SpaceSlot& slot) {
     return slot.kind.load_relaxed() == KIND_SCRATCH && !(slot.flags.load_relaxed() & SPACE_DISCARDABLE);
 }
 
@@ -40,34 +41,34 @@ inline bool is_own(Segment& s, const SpaceSlot& slot) {
            slot.owner_generation.load_relaxed() == s.client().generation.load_relaxed();
 }
 
-// The pass is odd while one is being made.
+// The parts of Header::kept (scratch.h). The number of the pass is odd while a pass is under way.
 constexpr u32 kept_pages(u64 w) { return u32(w); }
 constexpr u32 kept_pass(u64 w) { return u32(w >> 32); }
 constexpr bool is_being_counted(u64 w) { return kept_pass(w) & 1; }
 
-// Subtracts a scratch page that is not kept any more from their number, unless all were counted anew since `pass`.
+// Subtracts one from the number of scratch pages that are kept, unless a pass has counted all of them since `pass`.
 inline void uncount_kept(Segment& s, u32 pass) {
     u64 w = s.header->kept.load_seq_cst();
     while (kept_pass(w) == pass && !is_being_counted(w) && kept_pages(w) && !s.header->kept.cas_seq_cst(w, w - 1)) {}
 }
 
-// The same of the private pages of this client, which only this process counts.
+// Subtracts one from the number of this client's private pages, which only this process counts.
 inline void uncount_own(Segment& s) {
     u32 n = s.own_kept.load_relaxed();
     while (n && !s.own_kept.cas_seq_cst(n, n - 1)) {}
 }
 
-// CLEAN: a page that is dirty is not dropped. KEPT: a page of a space whose written pages are kept; OWN: and which is
-// private to this client.
+// ANY: any page is dropped. CLEAN: only clean pages are. KEPT: any page, of a space that keeps written pages: the page
+// is uncounted. OWN: the same, of a space that is private to this client.
 enum class Drop { ANY, CLEAN, KEPT, OWN };
 
 inline Drop how_to_drop(Segment& s, const SpaceSlot& slot) {
-    return !is_kept(slot) ? Drop::ANY : is_own(s, slot) ? Drop::OWN : Drop::KEPT;
+    return !keeps_written(slot) ? Drop::ANY : is_own(s, slot) ? Drop::OWN : Drop::KEPT;
 }
 
-// Drops one page, waiting at most `patience` slices for the client that is changing it.
-// `freed` counts frames that became FREE. WAIT: not in time. DEADLOCK: the client that is changing it waits for this
-// thread.
+// Drops one page, and waits at most `patience` slices for a client that is changing it. `freed` counts the frames that
+// became FREE. WAIT: the page could not be dropped in that time. DEADLOCK: the client that is changing it waits for
+// this thread.
 inline Status drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed, Drop what = Drop::ANY) {
     for (int waits = 0; waits <= patience;) {
         u64 e = s.entries[page].load_acquire();
@@ -101,7 +102,7 @@ inline Status drop_page(Segment& s, Intent& intent, u32 page, int patience, u32&
 
 constexpr int PATIENT = 500, HASTY = 5;  // slices of a wait
 
-// Drops `count` pages from `first`, without write-back; frees their frames.
+// Drops `count` pages from `first` on, and frees their frames.
 inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed, Drop what = Drop::ANY) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
@@ -113,8 +114,8 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed, Drop what
     return status;
 }
 
-// Drops the clean pages of a range (of a file that another program has changed):
-// readers keep their pinned versions, and the next reader loads the page again.
+// Drops the clean pages of a range, because another program has changed their file. Readers keep the versions that they
+// pin, and the next reader loads the page again.
 inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;

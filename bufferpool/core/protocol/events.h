@@ -1,4 +1,4 @@
-// The ring of events: decisions about the pool's memory, deaths and failures, with their reasons.
+// The ring of events: decisions about the pool's memory, deaths, and failures, with their reasons.
 #pragma once
 
 #include <cstring>
@@ -9,8 +9,8 @@ namespace bp {
 
 constexpr u32 KIND_REAPED = 6, REASON_DIED = 8;  // EventKind.REAPED, EventReason.DIED of figures/names.py
 
-// The space of a failure, and the errno; or a cache, whose slots come after those of the spaces. It has the low bits of
-// the generation, because another space may have the slot when the event is read.
+// The space or cache of a failure, and the errno. The slots of caches are numbered after those of the spaces. The word
+// has the low bits of the generation, because another space may have the slot when the event is read.
 //
 //    31        22 21       13 12            0
 //   +------------+-----------+---------------+
@@ -21,8 +21,8 @@ struct Origin {
     u64 page = 0;  // from 1; 0: none
 };
 
-// The number of a complete event, with a checksum over its fields in the bits above: a poster that was stopped while
-// the ring wrapped around would otherwise write into a later event, under that event's number.
+// The mark of a complete event: its number, and a checksum over its fields in the bits above. The checksum detects a
+// writer that was stopped while the ring wrapped around, and then writes into a later event, which has its own number.
 constexpr u64 EVENT_NUMBER = (u64(1) << 40) - 1;
 inline u64 event_mark(const Event& e, u64 number) {
     u64 sum = fnv(fnv(FNV_START, &number, sizeof number), reinterpret_cast<const u8*>(&e) + sizeof e.number,
@@ -34,12 +34,12 @@ struct NewEvent {
     u32 kind, reason;
     u64 bytes;
     u32 from_frames, to_frames;  // the budget, before and after
-    double value;                // what `reason` measured
+    double value;                // the measured value that was the reason
     Origin origin{};
-    u32 client = 0;  // that it is about; 0: the one that records it
+    u32 client = 0;  // the client that the event is about; 0: this client
 };
 
-// Records an event. Any client may post at any time, and may die meanwhile: see struct Event.
+// Records an event. Any client may record one at any time, and may die meanwhile: see struct Event.
 inline void post_event(Segment& s, const NewEvent& made) {
     u64 n = s.header->events.add_seq_cst(1);
     if (made.kind < EVENT_KINDS && made.reason < EVENT_REASONS)
@@ -72,7 +72,7 @@ inline u32 read_events(Segment& s, Event* out) {
     for (u64 i = begin; i < end && n < EVENTS; i++) {
         Event& e = s.events[i % EVENTS];
         u64 number = e.number.load_acquire();
-        if ((number & EVENT_NUMBER) != i + 1) continue;  // being written, lapped, or left by a dead writer
+        if ((number & EVENT_NUMBER) != i + 1) continue;  // being written, overwritten, or left by a dead writer
         memcpy(static_cast<void*>(&out[n]), &e, sizeof e);
         fence_acquire();  // the number is read again after the copy
         if (e.number.load_acquire() != number || event_mark(out[n], i + 1) != number) continue;

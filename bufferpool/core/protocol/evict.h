@@ -4,8 +4,8 @@
 //           EVICTING(f, me) -> RESIDENT(f)     a client pins the page
 //   frame   LIVE -> BUSY(me)
 //
-// A resident page is in a ring, or it is dirty and was *set aside* by a search that met it. Both facts are in its
-// entry, so one CAS changes or checks both.
+// A resident page is in a ring, or it is dirty and was *set aside* by a search that met it. The entry has both the
+// dirty bit and the ring, so one CAS checks or changes both.
 #pragma once
 
 #include "policy/policy.h"
@@ -23,12 +23,12 @@ struct EvictTally {
 // The Env through which the policy reads and changes the pool.
 struct PoolEnv {
     Segment& s;
-    Intent* intent;    // covers the eviction; null if none can happen
+    Intent* intent;    // of the operation that evicts; null if no page is evicted through this Env
     u32 wanted;        // the page that the frame is for
     u32 frame = NONE;  // the frame of the page evicted last
     EvictTally tally{};
-    u64 looks = 0;  // pages of the rings that were examined
-    bool reserves = true;  // whether the reserves of spaces count
+    u64 looks = 0;         // how many elements of the rings were examined
+    bool reserves = true;  // false: pages within the reserve of their space are evicted, too
 
     u64* slots(Ring r) { return s.ring_slots[r == RING_HOT]; }
     u32 capacity() const { return ring_capacity(s.g, s.ready); }
@@ -64,7 +64,7 @@ struct PoolEnv {
         if (s.frames[f].count.load_relaxed() & AHEAD) counters.prefetched_unused.add_relaxed(1);
     }
 
-    // Does the page belong to the reserve of its space? Then the policy looks at the next page.
+    // Is the page within the reserve of its space? Then the policy goes on to the next page.
     bool is_kept(u32 page) { return reserves && is_reserved(s, page, wanted); }
 
     bool evict(u32 page, Ghost kind, u32 stamp) {
@@ -118,8 +118,8 @@ struct PoolEnv {
         return gone;
     }
 
-    // Sets a dirty page aside, unless it has a writer. A client that changes its ring or makes it clean holds the
-    // memory lock, or finds the ring in the same word.
+    // Sets a dirty page aside, unless it has a writer. This is one CAS of the entry, so the page is still dirty then. A
+    // flush that finds it set aside takes the memory lock before it makes the page clean (writeback.h).
     bool set_aside(u32 page, Ring r) {
         u64 e = s.entries[page].load_acquire();
         bool waits = entry::state(e) == RESIDENT && (e & entry::DIRTY) && !entry::owner(e) && entry::ring(e) == r;

@@ -1,13 +1,13 @@
-// Failed loads: a record for the clients that waited for them, in any process, so that a failing loader runs
-// once for all of them.
+// Failed loads: the loading client makes a record of a failure, for the clients that waited for the load, in any
+// process. So a failing loader runs once for all of them.
 //
-//   loading client   its older records of the page are cleared -> entry LOADING(me) -> (the loader fails) -> a record
+//   loading client   clears its older records of the page -> entry LOADING(me) -> (the loader fails) -> makes a record
 //                    of the page -> entry ABSENT
 //   waiting client   entry LOADING(c) -> … -> entry not LOADING(c): has c a record of the page?
 //
 // A record that a waiter finds was made after it saw LOADING(c), because all older ones were cleared before. A client
-// that comes later never saw LOADING(c), so it looks for no record, and loads the page. A client that died has left
-// no record.
+// that asks for the page later never saw LOADING(c), so it looks for no record, and loads the page. A client that died
+// has left no record.
 //
 //   Failure.about  63              32 31                          0
 //                 +------------------+-----------------------------+
@@ -16,8 +16,8 @@
 //   Failure.pages | among            | last page                   |
 //                 +------------------+-----------------------------+
 //
-// A load of several pages (load_many.h) fails for all of them: one record of the pages from the first to the last, and
-// of the operation (`among`; 0: of a load of one page).
+// A load of several pages (load_many.h) fails for all of them: it makes one record, with the first and the last page
+// and the number of the operation (`among`; 0: the load of one page).
 #pragma once
 
 #include <cstring>
@@ -40,8 +40,8 @@ struct FailedPages {
     u32 first, last, among = 0;
 };
 
-// Makes a record, before the entry changes. Several threads of a client may fail at the same time: each takes the next
-// record.
+// Makes a record, before the entry changes. Each thread takes the next record, because loads of several threads may
+// fail at the same time.
 inline void tell_failure(Segment& s, FailedPages pages, const char* text) {
     Client& client = s.client();
     u64 number = client.failed.add_relaxed(1);
@@ -59,7 +59,7 @@ inline void tell_failure(Segment& s, FailedPages pages, const char* text) {
     BP_POINT("load.told");
 }
 
-// Finds the record of a load by client `c` that has ended: true if it failed; `text` is the reason.
+// Finds the record of a load by client `c` that has ended. True: the load failed, and `text` is the reason.
 inline bool find_failure(Segment& s, u32 c, u32 among, u32 page, char (&text)[FAILURE_WORDS * 8 + 1]) {
     if (!s.has_slot(c)) return false;
     for (Failure& f : s.clients[c - 1].failures) {

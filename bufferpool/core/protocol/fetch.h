@@ -1,18 +1,18 @@
-// How a page gets pinned: found, waited for, or loaded. The loops of every process, Python's (loading.cpp) and the
-// explorer's (tests/native), which differ in their hooks:
+// How a page gets pinned: it is found, waited for, or loaded. Python (loading.cpp) and the explorer (tests/native) use
+// these loops, with hooks of their own:
 //
 //   unlocked(f)                  calls f without the interpreter's lock
 //   waited(e, page)              after a slice of a wait for an entry that was `e`: OK, or why to give up
-//   make_room(status, want)      no frame is free; called without locks: OK to try again (`want`: since when)
+//   make_room(status, want)      no frame could be taken; called without locks. OK: try again (`want`: since when)
 //   load(place, want, out)       load_page() with the hooks that fill pages of this space
 //   unpin(frame)                 releases a pin
-//   failed(client, text)         the load that was waited for has failed: why to give up
+//   failed(client, text)         the load that was waited for has failed: returns why to give up
 //
 // and, for one load:
 //
 //   unlocked(f)
 //   prepare()                    foreign code computes the content, before a frame is taken, because it may take long
-//   no_frame(status, want)       no frame is free, the page is LOADING(me): OK to try again, else the load is given up
+//   no_frame(status, want)       no frame could be taken; the page is LOADING(me). OK: try again; else the load ends
 //   fill(frame, image)           copies or reads the content into a BUSY(me) frame
 //   failure()                    after RAISED: the text for the clients that wait; null: they load the page themselves
 //   forked()                     whether foreign code has forked and this is the child: the load is its parent's
@@ -26,9 +26,9 @@
 namespace bp {
 
 struct Access {
-    bool counts = true;      // counts as a reference for the policy
-    bool once = false;       // read ahead, or scanned
-    bool early = false;      // loaded for a use that follows, and is counted then
+    bool counts = true;      // it is counted as a use
+    bool once = false;       // the page is read ahead, or scanned
+    bool early = false;      // the page is loaded for a use that follows, and is counted then
     u64 deadline_ns = 0;     // 0: none
     bool ahead() const { return (once || early) && !counts; }
     u32 kind() const { return (once ? u32(SAMPLE_ONCE) : 0) | (counts ? 0 : u32(SAMPLE_UNCOUNTED)); }
@@ -45,8 +45,8 @@ struct Place {
     bool open() const { return space_generation(slot.span.load_seq_cst()) == generation; }
 };
 
-// Waits, one slice at most, for the client that changes the page. OK: look again. `load`: the entry of a load that it
-// has waited for.
+// Waits, one slice at most, for the client that is changing the page. OK: the caller tries again. `load`: out: the
+// entry of the load for which it has waited.
 template <class Hooks>
 [[gnu::noinline]] Status wait_turn(Segment& s, u32 page, bool writing, Hooks& hooks, u64* load = nullptr) {
     u64 e = s.entries[page].load_acquire();
@@ -69,7 +69,7 @@ template <class Hooks>
 // Loads an absent page. OK: it is resident, and pinned in frame `out`. WAIT: another client changed the entry first.
 template <class Load>
 Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u32& out) {
-    // Without the interpreter's lock, which the thread that uses the last operation may need to end it.
+    // Without the interpreter's lock: the thread that uses the last free operation may need that lock to end it.
     OpSlot op = load.unlocked([&] { return OpSlot(s); });
     if (!op.valid()) return op.why_not();
     if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
@@ -81,7 +81,7 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
         if (status == Status::OK) break;
         f = NONE;
         status = load.no_frame(status, want);
-        // It waited for a frame, not for its store. (A forked child has no such operation.)
+        // The wait was for a frame, and not for the store: the load made progress. (A forked child has no operation.)
         if (!load.forked()) op.intent().since.store_relaxed(s.tick());
     }
     if (load.forked()) {
@@ -98,8 +98,8 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
     return status;
 }
 
-// We waited for a load, whose entry was `load`, and the page is not there. OK: that load has not failed, or is not
-// over.
+// Called if we have waited for a load, whose entry was `load`, and the page is not resident. OK: that load has not
+// failed, or has not ended.
 template <class Hooks>
 [[gnu::noinline]] Status look_for_failure(Segment& s, u32 page, u64 load, Hooks& hooks) {
     u64 e = s.entries[page].load_acquire();
@@ -136,11 +136,11 @@ inline void count_use(Segment& s, u32 index, u32 page, u32 frame, Access access)
     if constexpr (ADVISES) record_load(s, page, access.kind());
 }
 
-// A scratch page that is not there has no content yet: zeros are made for it, and nothing is read. So it is neither a
-// miss nor a load.
+// An absent scratch page has no content yet: it is made as zeros, and nothing is read. So it is neither a miss nor a
+// load.
 inline bool is_new(const Place& at) { return at.slot.kind.load_relaxed() == KIND_SCRATCH; }
 
-// Loads an absent page, and counts the miss. OK: it is pinned in `frame`. WAIT: read the entry again.
+// Loads an absent page, and counts the load. OK: it is pinned in `frame`. WAIT: the caller reads the entry again.
 template <class Hooks>
 [[gnu::noinline]] Status fetch_absent(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
     FrameRequest want{at.page, access.once};
@@ -166,14 +166,15 @@ template <class Hooks>
     }
 }
 
-// What follows the pin of a page that is there. It has no call on its way: a hit is a few dozen nanoseconds.
+// Completes a hit: counts it, after the page was pinned. It calls no other function on its way, because a hit takes
+// only a few dozen nanoseconds.
 template <class Hooks>
 [[gnu::always_inline]] inline Status count_hit(Segment& s, const Place& at, Access access, Hooks& hooks, u32 frame) {
     if (access.counts) count_use(s, at.index, at.page, frame, access);
     if (!access.once) s.touch(frame, s.tick());
     else if (ADVISES && s.sampler.wants(s.frames[frame])) record(s, at.page, access.kind());
     if (at.open()) return Status::OK;
-    hooks.unpin(frame);  // the space was removed meanwhile: this may be a page of another space
+    hooks.unpin(frame);  // the space was removed meanwhile, so this may be a page of another space
     return Status::REMOVED;
 }
 
@@ -183,7 +184,7 @@ template <class Hooks>
     return status == Status::OK ? count_hit(s, at, access, hooks, frame) : status;
 }
 
-// Pins a page, loading it if need be.
+// Pins a page, and loads it first if it is absent.
 template <class Hooks>
 Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
     u64 load = 0;  // the entry, when it was of a load that we have waited for

@@ -13,15 +13,15 @@ namespace bp {
 
 // ---- giving back -------------------------------------------------------------
 
-// Often called where nothing may raise and others wait (an array is deleted). If the lock
-// cannot be taken, because its owner is stopped, that is put off.
+// Frees a BUSY(me) frame. It is often called where no error can be raised, such as when an array is deleted. So if the
+// lock cannot be taken soon, because its owner is stopped, the frame is freed later.
 inline void free_frame(Segment& s, u32 f) {
     if (!lock_memory_briefly(s)) return give_back_later(s, f, 1, true);
     free_locked(s, f);
     unlock_memory(s);
 }
 
-// Keeps a BUSY(me) frame for our next publish, or frees it.
+// Keeps a BUSY(me) frame for our next publish, or frees it. In a pool of less than 256 frames it is always freed.
 inline void keep_or_free(Segment& s, u32 f) {
     int keep = s.header->budget_frames.load_relaxed() >= 256 ? SPARES : 0;
     for (int i = 0; i < keep; i++) {
@@ -46,9 +46,9 @@ inline void free_spares(Segment& s) {
 
 // ---- taking ------------------------------------------------------------------
 
-// Gives memory to a run of holes: one frame becomes BUSY(me) for the caller, the
-// others FREE. Called with the lock held, which is released during the system call. -EINTR: the lock is not held any
-// more, and there is no frame.
+// Gives memory to a run of at most `room` holes from `first` on, in one extent: the first becomes BUSY(me) for the
+// caller, the others FREE. The caller holds the memory lock, which is released during the system call. -EINTR: the lock
+// is not held any more, and the caller gets no frame.
 inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
     u32 n = 0;
     u32 most = s.g.extent_frames - first % s.g.extent_frames;
@@ -85,14 +85,14 @@ inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
 struct FrameRequest {
     u32 page = NONE;     // the page to be loaded; NONE for a writer's frame
     bool once = false;   // read ahead or scanned
-    EvictTally tally{};  // out: why pages could not be evicted
-    bool limited = false;  // out, with EXHAUSTED: the space has as many pages as it may have
+    EvictTally tally{};    // out: why pages could not be evicted
+    bool limited = false;  // out, with EXHAUSTED: the space has as many frames as its limit allows
     u32 budget = 0;        // out: the budget of the pool when the search began
-    Counted in_share{};    // the frame that it takes, before it has it
-    int error = 0;       // out, with NO_SPACE: why the kernel gave no memory, as -errno
+    Counted in_share{};    // the share in which the frame is counted, until the frame's word names the page
+    int error = 0;         // out, with NO_SPACE: why the kernel gave no memory, as -errno
     // Kept over all tries: the miss counts once for the policy, and the wait once among the waits.
     Ring ring = RING_NONE;
-    bool counted = false, ahead = false;  // ahead: not used yet
+    bool counted = false, ahead = false;  // ahead: the page is read ahead, and is not used yet
     u64 waits_since_ns = 0;
 };
 
@@ -101,7 +101,7 @@ constexpr u32 EVICT_STEPS = 128;  // steps of a search in one hold of the memory
 // The outcome of one attempt to get a frame.
 enum class Step { TAKEN, AGAIN, NOTHING, INTERRUPTED };
 
-// Counts a miss as one reference for the policy, over all tries to get a frame. Needs the memory lock.
+// Counts the miss for the policy, once over all tries to get a frame. Needs the memory lock.
 inline void count_miss(Segment& s, Alr<PoolEnv>& policy, FrameRequest& want) {
     if (want.page == NONE || want.counted) return;
     u64 e = s.entries[want.page].load_relaxed();
@@ -111,8 +111,8 @@ inline void count_miss(Segment& s, Alr<PoolEnv>& policy, FrameRequest& want) {
     want.counted = true;
 }
 
-// The next search for a victim begins at the heads of the rings. What it will look at (their entries; then the frame
-// slot and the pin counts that an entry names) is fetched while this miss reads its page. Needs the memory lock.
+// Prefetches what the next search for a victim will read at the heads of the rings: entries, and the frame slot and the
+// pin counts of the first page. The processor fetches them while this miss reads its page. Needs the memory lock.
 inline void fetch_next_victims([[maybe_unused]] Segment& s, [[maybe_unused]] Alr<PoolEnv>& policy) {
 #ifndef BP_EXPLORE  // not part of the protocol
     constexpr u32 ENTRIES = 3;  // elements ahead
@@ -135,7 +135,7 @@ inline Step take_free(Segment& s, u32 wanted, u32& out) {
     if (f == NONE) return Step::NOTHING;
     s.free.remove(f);
     u64 free = frame::free();
-    // The set is damaged where it names a frame that is not free.
+    // If the frame is not FREE, the set was damaged.
     if (!s.has_frame(f) || !s.frames[f].word.cas_seq_cst(free, frame::busy(s.me, wanted))) return Step::AGAIN;
     out = f;
     return Step::TAKEN;
@@ -165,7 +165,7 @@ inline Step take_hole(Segment& s, u32 room, FrameRequest& want, bool& no_space, 
     return no_space ? Step::AGAIN : Step::TAKEN;
 }
 
-constexpr u32 HAND_LOOKS = 4096;  // frames that a search of a space's own pages looks at in one hold of the lock
+constexpr u32 HAND_LOOKS = 4096;  // the most frames that take_own() examines in one hold of the lock
 constexpr u32 HAND_ROUNDS = REFERENCES + 2;
 
 struct Hand {
@@ -174,7 +174,7 @@ struct Hand {
 };
 
 // LIVE -> BUSY(me): a page of a full share takes the frame of another page of its space, which a clock over the frames
-// finds. Where there are more than the limit allows, because it is a new one, others become free.
+// finds. If the space has more frames than its limit, because the limit was lowered, the others become FREE.
 inline Step take_own(Segment& s, PoolEnv& env, Share& share, Hand& hand, u32& out) {
     out = NONE;
     for (u32 i = 0; i < HAND_LOOKS && (out == NONE || is_full(share)) && !hand.over; i++) {
@@ -196,7 +196,7 @@ inline Step take_own(Segment& s, PoolEnv& env, Share& share, Hand& hand, u32& ou
     return Step::TAKEN;
 }
 
-// A free frame, a hole, or the frame of a page that the policy evicts.
+// Takes a free frame, or a hole, or the frame of a page that the policy evicts.
 inline Step take_any(Segment& s, Alr<PoolEnv>& policy, FrameRequest& want, Search& search, bool& no_space, u32& out) {
     u32 budget = s.page_budget(), resident = s.header->resident.load_relaxed();
     Step step = take_free(s, want.page, out);
@@ -209,7 +209,8 @@ inline Step take_any(Segment& s, Alr<PoolEnv>& policy, FrameRequest& want, Searc
     return Step::TAKEN;
 }
 
-// The share of the page's space, if it is full. Else the frame that will be taken is counted in it.
+// Returns the share of the page's space if it is full. Otherwise it counts the frame that will be taken, and returns
+// null.
 inline Share* full_share(Segment& s, FrameRequest& want) {
     if (count_frame(s, want.page, want.in_share)) return nullptr;
     settle_doubt(s);
@@ -244,12 +245,12 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
             want.limited = full != nullptr;
             uncount(s, want.in_share);
         }
-        unlock_memory(s);  // so that other clients get the lock
+        unlock_memory(s);  // so that other clients get the lock between the steps of the search
         if (over) return no_space && !full ? Status::NO_SPACE : Status::EXHAUSTED;
     }
     if (want.page != NONE && entry::ring(s.entries[want.page].load_relaxed()) == RING_NONE)
         Alr<PoolEnv>(s.header->policy, env).insert(want.page, want.ring);
-    want.in_share = {};  // from here on the frame's word counts
+    want.in_share = {};  // from here on the frame's word, which names the page, keeps it counted
     unlock_memory(s);
     return Status::OK;
 }

@@ -1,6 +1,6 @@
-// Growth: memory for the segment's own tables. They grow under the growth lock: memory first, then the count of it.
-// Memory that is not counted was left by an owner of the lock that died, or by a failure in between: it is given back
-// to the kernel.
+// Growth: memory for the segment's own tables. A table grows under the growth lock: first it gets the memory, then the
+// memory is counted. Memory that is not counted was left by an owner of the lock that died, or by a failure in between:
+// it is given back to the kernel.
 #pragma once
 
 #include <utility>
@@ -11,11 +11,11 @@
 
 namespace bp {
 
-// Asks the kernel for huge pages for the tables. A random hit in a large pool reads an entry, a frame slot and a pin
-// count, which lie on three OS pages; with huge pages the processor finds their addresses more often. Only memory that
-// is counted gets huge pages, because it is not given back, or in whole huge pages only (entries): some kernels return
-// wrong data after a part of a huge page was given back (bufferpool doctor names them). Each process does this for its
-// own mapping, without a lock.
+// Asks the kernel for huge pages for a range of the tables. A hit on a random page of a large pool reads an entry, a
+// frame slot and a pin count, which lie on three OS pages; with huge pages the processor more often has their physical
+// addresses at hand (in its TLB). Only memory that is counted gets huge pages, because such memory is never given back,
+// or only in whole huge pages (entries): some kernels return wrong data after a part of a huge page was given back
+// (bufferpool doctor names them). Each process does this for its own mapping, without a lock.
 inline void use_huge_pages(Segment& s, u64 from, u64 to) {
     u64 first = round_up(from, prim::HUGE_BYTES), end = to / prim::HUGE_BYTES * prim::HUGE_BYTES;
     if (s.g.os_page == 4096 && first < end) prim::use_huge_pages(s.base + first, end - first);
@@ -24,7 +24,7 @@ inline void use_huge_pages(Segment& s, u64 from, u64 to) {
 // Asks for huge pages for all tables that have memory.
 inline void use_huge_tables(Segment& s) {
     if (!s.look_at_ready()) return;
-    EntryLook look(s);  // what has left must not get memory as a huge page
+    EntryLook look(s);  // so that no entries are given back meanwhile: they would get memory again, as a huge page
     u64 from = 0, to = 0;  // a range of tables, and of chunks of entries, without a gap
     auto add = [&](u64 at, u64 bytes) {
         if (at != to) use_huge_pages(s, std::exchange(from, at), to);
@@ -74,7 +74,7 @@ inline void repair_growth(Segment& s) {
         u64 used = g.advice_at + round_up(advice_bytes(s.advised), g.os_page);
         if (used < g.spaces_at) s.punch(used, g.spaces_at - used);
     }
-    // The entries are aligned to blocks: what lies before and after them is nobody's.
+    // The area of the entries is aligned to blocks: the gaps before and after it need no memory.
     u64 before = g.uses_at + g.use_rows() * g.use_row_bytes, after = g.entries_at + g.entry_chunks() * g.os_page;
     if (before < g.entries_at) s.punch(before, g.entries_at - before);
     if (after < g.frames_at) s.punch(after, g.frames_at - after);
@@ -84,7 +84,7 @@ inline void repair_growth(Segment& s) {
         if (end > i) s.punch(g.entries_at + i * g.os_page, (end - i) * g.os_page);
         i = end + 1;
     }
-    s.header->leaving.store_seq_cst(0);  // what had no bit any more has left, the rest remains
+    s.header->leaving.store_seq_cst(0);  // chunks without a bit were punched above; the others keep their memory
 }
 
 inline bool try_lock_growth(Segment& s) { return take_if_free(s, s.header->growth); }
@@ -102,13 +102,13 @@ inline bool lock_growth(Segment& s, bool interruptible = true) {
     return true;
 }
 
-// Gives memory to those entries of the pages `page` to `page + count` of a space that have none, in whole chunks. It
-// does so only if the space in the slot has this generation; the space is not removed while we hold the lock. Returns 0
+// Gives memory to the entries of the pages `page` to `page + count` of a space, as far as they have none, in whole
+// chunks; only if the space in the slot has this generation. The space is not removed while we hold the lock. Returns 0
 // or -errno.
 constexpr u64 ANY_GENERATION = ~u64(0);
 inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
-    if (s.header->leaving.load_relaxed()) s.header->leaving.store_seq_cst(0);  // damaged: nobody else gives back now
+    if (s.header->leaving.load_relaxed()) s.header->leaving.store_seq_cst(0);  // damaged: we have the lock
     u64 unit = s.g.os_page / 8, first = slot.first_entry.load_relaxed(), to = round_up(page + count, unit);
     // A space that is being removed does not grow.
     u64 span = slot.span.load_acquire();
@@ -134,8 +134,8 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 ge
     return r;
 }
 
-// Adds the bank of pin counts and the rows of uses that client `c` belongs to: first their memory, then the number of
-// banks that any_pin() reads. The client pins nothing before that. Returns 0 or -errno.
+// Gives memory to the pin counts and the rows of uses of all banks up to that of client `c`, and then raises the number
+// of banks, which any_pin() reads. The client pins nothing before that. Returns 0 or -errno.
 inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     if (s.has_pins(c)) return 0;
     if (!lock_growth(s, interruptible)) return -EINTR;
@@ -156,9 +156,9 @@ inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     return r;
 }
 
-// The memory of slots that are not counted has a lock of its own: the byte of number 0. A process that attaches has no
-// number yet, and so cannot have another one. The kernel drops it with its owner. Threads of one process that have the
-// same description exclude each other by the growth lock.
+// The memory of slots that are not counted has a lock of its own: the byte lock of number 0. A process that attaches
+// has no client number yet, and so cannot take any other lock. If its owner dies, the kernel drops the byte lock.
+// Threads of one process with the same open file description exclude each other by the growth lock.
 #ifdef BP_EXPLORE
 constexpr u32 SLOT_TRIES = 2;
 #else
@@ -173,7 +173,7 @@ inline bool lock_slots(int fd) {
 }
 inline void unlock_slots(int fd) { prim::unlock_byte(fd, LOCKS_AT); }
 
-// Gives slots memory up to `to`, and counts them. Under the lock of their memory.
+// Gives memory to the slots up to `to`, and counts them. Under the lock of the slots' memory.
 inline int plug_slots(Segment& s, int fd, u32 to) {
     u64 from = s.g.slots_bytes(s.slots()), end = s.g.slots_bytes(to);
     Atomic<u64>&asked = s.header->slots_asked, &ready = s.header->slots_ready;
@@ -183,14 +183,15 @@ inline int plug_slots(Segment& s, int fd, u32 to) {
         return r;
     }
     BP_POINT("attach.slots");
+    // By a CAS, so that the number never decreases, even if foreign code closes the descriptor, which drops the lock.
     for (u64 w = ready.load_seq_cst(); is_doubled(w) && u32(w) < to;)
         if (ready.cas_seq_cst(w, doubled(to))) break;
     return 0;
 }
 
-// Gives slot `c`, and all before it, memory, in whole banks. If the process dies after it has asked for it, the next
-// one that attaches or reaps does the rest. Returns 0 or -errno; -EINTR: the lock could not be taken (a stopped process
-// has it, perhaps).
+// Gives memory to slot `c` and all slots before it, in whole banks. If the process dies after it has stored
+// `slots_asked`, the next process that attaches or reaps completes this. Returns 0 or -errno; -EINTR: the lock could
+// not be taken (a stopped process may have it).
 inline int open_slots(Segment& s, int fd, u32 c) {
     if (c <= s.slots()) return 0;
     if (!lock_slots(fd)) return -EINTR;
@@ -200,7 +201,7 @@ inline int open_slots(Segment& s, int fd, u32 c) {
     return r || c <= s.slots() ? r : -EIO;  // the word is damaged
 }
 
-// Completes what a process began that died meanwhile.
+// Completes an open_slots() whose process died.
 inline void finish_slots(Segment& s) {
     if (s.g.max_clients <= CLIENT_BANK) return;
     u64 w = s.header->slots_asked.load_seq_cst();
@@ -209,7 +210,7 @@ inline void finish_slots(Segment& s) {
     release(s, s.header->growth);
 }
 
-// Gives memory back that slots have which are not counted. Under the growth lock.
+// Gives the memory of slots that are not counted back to the kernel. Under the growth lock.
 inline void punch_slots(Segment& s) {
     if (s.g.max_clients <= CLIENT_BANK || !s.has_descriptor() || !lock_slots(s.fd)) return;
     u64 used = s.g.clients_at + s.g.slots_bytes(s.slots());
@@ -233,7 +234,7 @@ inline int plug_tables(Segment& s, u32 from, u32 to) {
 inline int grow_spaces(Segment& s) {
     const Geometry& g = s.g;
     if (!lock_growth(s)) return -EINTR;
-    u32 from = s.look_at_spaces() ? u32(s.spaces_ready) : MAX_SPACES;  // damaged: it does not grow
+    u32 from = s.look_at_spaces() ? u32(s.spaces_ready) : MAX_SPACES;  // a damaged word: the table does not grow
     u32 to = from + SPACE_STEP < MAX_SPACES ? from + SPACE_STEP : MAX_SPACES;
     int r = 0;
     each_space_table(g, s.stripes() / STRIPES, [&](u64 at, u64, auto bytes) {
@@ -247,18 +248,18 @@ inline int grow_spaces(Segment& s) {
     return r;
 }
 
-// The LongTexts of a slot; null if it has none, or damage leads to one without memory.
+// The LongTexts of a slot; null if it has none, or if its number is damaged and names one without memory.
 inline LongTexts* long_texts_of(Segment& s, SpaceSlot& t) {
     s.look_at_long_texts();
     u32 n = t.long_texts.load_relaxed();
     return n - 1 < s.long_texts_ready ? &s.long_texts[n - 1] : nullptr;
 }
 
-// Gives LongTexts to a slot that has none. They remain with it. Under the directory lock. Returns 0 or -errno.
+// Gives LongTexts to a slot that has none; they remain with the slot. Under the directory lock. Returns 0 or -errno.
 inline int give_long_texts(Segment& s, SpaceSlot& t) {
     if (long_texts_of(s, t)) return 0;
     if (!lock_growth(s)) return -EINTR;
-    u32 from = s.look_at_long_texts() ? u32(s.long_texts_ready) : MAX_SPACES;  // damaged: there are no more
+    u32 from = s.look_at_long_texts() ? u32(s.long_texts_ready) : MAX_SPACES;  // a damaged word: no more are given
     auto bytes = [&s](u64 n) { return round_up(n * sizeof(LongTexts), s.g.os_page); };
     u64 first = bytes(from), end = bytes(from + 1);
     int r = from == MAX_SPACES ? -ENOSPC : first < end ? s.plug(s.g.long_texts_at + first, end - first) : 0;
@@ -273,9 +274,9 @@ inline int give_long_texts(Segment& s, SpaceSlot& t) {
     return r;
 }
 
-// Makes the frames `from` to `to` holes, and extends the rings accordingly. No client reads the new ends before it has
-// the memory lock. False: the owner of the memory lock does not release it in time, or the call's time is over; then
-// nothing is counted. (So a stopped owner of the memory lock does not block the growth lock too.)
+// Makes the frames `from` to `to` holes, and extends the rings accordingly. No client reads the new elements of the
+// rings before it has the memory lock. False: the owner of the memory lock did not release it in time, or the call's
+// time is over; then nothing is counted. (So a stopped owner of the memory lock does not block the growth lock, too.)
 inline bool count_ready(Segment& s, u32 from, u32 to) {
     PolicyState& p = s.header->policy;
     RingState* rings[2] = {&p.cold, &p.hot};
@@ -300,7 +301,7 @@ inline bool count_ready(Segment& s, u32 from, u32 to) {
 inline int grow_ready(Segment& s) {
     const Geometry& g = s.g;
     if (!lock_growth(s)) return -EINTR;
-    u32 from = s.look_at_ready() ? u32(s.ready) : g.max_frames;  // damaged: it does not grow
+    u32 from = s.look_at_ready() ? u32(s.ready) : g.max_frames;  // a damaged word: the tables do not grow
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
     int r = from < to ? plug_tables(s, from, to) : 0;
     BP_POINT("grow.plugged");
@@ -308,7 +309,7 @@ inline int grow_ready(Segment& s) {
     if (r) repair_growth(s);  // undo a partial growth
     else if (from < to) s.has_frame(to - 1);
     release(s, s.header->growth);
-    // Ask again when a whole huge page of frame slots has memory, or all frames have.
+    // Ask for huge pages again when one more huge page of frame slots has memory, or all frames have slots.
     bool complete = to == g.max_frames || from * sizeof(FrameSlot) / prim::HUGE_BYTES !=
                                               to * sizeof(FrameSlot) / prim::HUGE_BYTES;
     if (r == 0 && from < to && complete) use_huge_tables(s);
@@ -316,7 +317,7 @@ inline int grow_ready(Segment& s) {
 }
 
 // Gives the shadows memory for a budget of `frames`, before the budget is set. The shadows start anew, because the
-// offsets of their tables depend on their size. Returns 0 or -errno.
+// offsets of their tables depend on the largest budget. Returns 0 or -errno.
 inline int grow_advice(Segment& s, u32 frames) {
     if (!ADVISES || frames <= s.look_at_advised()) return 0;
     if (!lock_growth(s)) return -EINTR;
@@ -342,9 +343,9 @@ inline int grow_advice(Segment& s, u32 frames) {
     return r;
 }
 
-// Has the rings forget the pages from `first` to before `end`, whose entries have no memory, as has_page() says. So
-// none of them is in a ring twice later, because its entry does not say any more that it is in one. Each hold of the
-// memory lock is short. False: another client keeps the lock.
+// Removes the pages `first` to `end` - 1, whose entries are GONE (layout.h), from the rings. If their elements
+// remained, a page that is loaded later would be in a ring twice, because its new entry does not say that it is in one.
+// Each hold of the memory lock is short. False: another client did not release the lock in time.
 inline bool forget_elements(Segment& s, u64 first, u64 end) {
     for (Ring r : {RING_COLD, RING_HOT}) {
         u32 slot = 0;
@@ -358,8 +359,8 @@ inline bool forget_elements(Segment& s, u64 first, u64 end) {
     return true;
 }
 
-// Gives blocks back to the kernel whose entries no space has, if no client may touch them. Under the directory lock and
-// the growth lock. False: another client keeps the memory lock.
+// Gives blocks whose entries no space has back to the kernel, if no client may touch them. Under the directory lock and
+// the growth lock. False: another client did not release the memory lock in time.
 inline bool give_back_blocks(Segment& s, u64 first, u64 count) {
     Atomic<u64>& word = s.header->leaving;
     u64 asked = leaving::word(leaving::ASKED, first, count), gone = leaving::word(leaving::GONE, first, count);
@@ -371,7 +372,8 @@ inline bool give_back_blocks(Segment& s, u64 first, u64 count) {
         return true;
     }
     BP_POINT("entries.gone");
-    // A client that has the memory lock may have looked before: it has released it then.
+    // A client that has the memory lock may have called has_page() before. forget_elements() waits for the lock, so
+    // that client has released it then.
     u64 page = s.g.first_entry_of(first);
     bool forgotten = forget_elements(s, page, page + count * ENTRY_BLOCK / 8);
     if (forgotten) {

@@ -1,13 +1,14 @@
 // Liveness: a client is dead when its byte lock can be taken, and its process does not have the segment mapped (it may
-// have lost the lock, if other code closed the descriptor).
+// have lost the lock, if other code closed the descriptor). And how long a thread waits for others: Deadline, Patience,
+// Quick.
 #pragma once
 
 #include "protocol/segment.h"
 
 namespace bp {
 
-// When the waits of the call that this thread is in have to end, on the clock of now_ns(). It holds for the core alone:
-// what Python code does meanwhile has its own.
+// The time at which the waits of this thread's present call have to end, on the clock of now_ns(). It applies to the
+// core alone: Python code that the call runs has a deadline of its own.
 inline thread_local u64 call_deadline_ns;  // 0: without limit
 class Deadline {
     u64 outer_;
@@ -25,15 +26,15 @@ inline u64 time_left_ns() {
 }
 inline bool is_too_late() { return call_deadline_ns && !time_left_ns(); }
 
-// How long this thread waits for a lock where others may wait for this thread: in a reap, and while a pool is closed.
-// What it has not done by then, the next reaper does.
+// How many slices this thread waits for a lock at most, where others may wait for this thread: in a reap, and while a
+// pool is closed. The next reaper does what this thread has not done by then.
 constexpr u32 PATIENT_SLICES = 50, BRIEF_SLICES = 5;
 inline thread_local u32 most_slices = ~0u;
 class Patience {
     u32 outer_;
 
 public:
-#ifdef BP_EXPLORE  // there a process in a hurry gives up at any time
+#ifdef BP_EXPLORE  // there a wait that may be given up is given up at any time
     explicit Patience(u32) : outer_(most_slices) {}
 #else
     explicit Patience(u32 slices) : outer_(most_slices) { most_slices = std::min(outer_, slices); }
@@ -42,7 +43,7 @@ public:
     ~Patience() { most_slices = outer_; }
 };
 
-// Whether this thread may wait for a lock at all. A thread that holds the interpreter's lock first tries without
+// True while this thread must not wait for a lock: a thread that holds the interpreter's lock first tries without
 // waiting (Quick).
 inline thread_local bool quick_only;
 class Quick {
@@ -57,7 +58,7 @@ public:
 // True if an operation that could not get a lock has to end: a signal's handler has raised, or the call's time is over.
 inline bool is_given_up(Segment& s) { return is_too_late() || (s.interrupted && s.interrupted(s)); }
 
-// For a wait that no signal's handler may interrupt, and that may be given up.
+// How many slices remain until the deadline, for a wait that no signal handler interrupts.
 inline u32 slices_left() {
 #ifdef BP_EXPLORE
     return 0;
@@ -66,12 +67,11 @@ inline u32 slices_left() {
 #endif
 }
 
-// Holds the byte lock of client `c`, which proves that it is dead, while
-// this object lives. One at a time per process, because byte locks belong to the
-// file description and not to the thread.
+// Holds the byte lock of client `c`, which proves that it is dead, while this object lives. One thread of a process
+// does so at a time, because a byte lock belongs to the open file description and not to the thread.
 //
 // Threads wait for the mutex while they hold the interpreter's lock (in a fork, or in a deallocation), so the mutex's
-// owner never waits for that lock: no signal handler runs while a thread reaps (signal_came).
+// owner never waits for the interpreter's lock: no signal handler runs while a thread reaps (signal_came).
 inline thread_local u32 reaping_here;
 class DeadClient {
     Segment& s_;
@@ -82,7 +82,7 @@ class DeadClient {
 public:
     DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex, std::defer_lock), client_(c) {
         reaping_here++;
-        // If another thread reaps for longer, the client is taken for one that lives.
+        // If another thread reaps for longer than this, the client counts as alive.
         // (Not try_lock_for(): the thread sanitizer does not know pthread_mutex_clocklock.)
         u64 end = prim::now_ns() + std::min(PATIENT_SLICES * LOCK_SLICE_NS, time_left_ns());
         while (!guard_.try_lock()) {
@@ -114,7 +114,7 @@ private:
     u32 outer_ = 0;
 };
 
-// A hint: the answer may be outdated when it returns. A decision to reap needs DeadClient.
+// Does client `c` live? The answer may be outdated when it returns. A decision to reap needs DeadClient.
 inline bool seems_alive(Segment& s, u32 c) {
     if (!s.has_slot(c)) return false;
     return c == s.me || s.byte_is_locked(LOCKS_AT + long(c)) != 0 || s.still_maps(c);

@@ -7,8 +7,8 @@
 //   frame   BUSY(me, page) -> LIVE(page)                   the intent names page and frame again
 //   entry   LOADING(me) -> RESIDENT(frame)
 //
-// So one operation covers any number of pages, and a reaper finds what a death leaves: a page without a frame by the
-// intent, one with a BUSY frame by that frame (reap_owned), one with a LIVE frame by the intent.
+// So one operation covers any number of pages, and a reaper finds what a death leaves: a page that has no frame yet, or
+// whose frame is LIVE, by the intent, and a page with a BUSY frame by that frame (reap_owned).
 //
 // An operation that has claimed a page waits for no other client before that page is published or given up: it skips a
 // page that another client is changing, and the caller asks for it afterwards (fetch_page). So two operations
@@ -16,11 +16,13 @@
 // Its hooks (`Io`):
 //
 //   unlocked(f)           calls f without the interpreter's lock
-//   room(), begin(i, n)   whether a run of neighbours may be read as well; reads the claims from i to before i + n
-//   ended(i, n)           a run that has been read, which it waits for; false: none is left. Foreign code may run here.
-//   is_read(i)            whether that page has its content; is_dirty(i): whether the store has another
-//   failure()             what to tell those who wait for a page that is not read; null: they load it themselves
-//   published(i)          the page is there, and our pin on it is the hook's
+//   room()                whether another run of neighbours may be read now
+//   begin(i, n)           begins to read the pages of the claims i to i + n - 1
+//   ended(i, n)           waits for a run that has been read; false: none is left. Foreign code may run here
+//   is_read(i)            whether the content of page i was read
+//   is_dirty(i)           whether the store has another content of page i
+//   failure()             the text for clients that wait for a page that was not read; null: they load it themselves
+//   published(i)          called when page i is resident; our pin on it belongs to the hook
 //   forked()              whether foreign code has forked, and this is the child: the loads are its parent's
 #pragma once
 
@@ -31,12 +33,12 @@ namespace bp {
 // A page of such a load, wanted or claimed.
 struct Claim {
     u32 page;          // its entry
-    u32 frame = NONE;  // in: NONE; out: where the page is, pinned, or NONE
-    u8 tag = 0;        // the policy's when it was claimed
+    u32 frame = NONE;  // in: NONE; out: the page's frame, which is pinned, or NONE
+    u8 tag = 0;        // the policy's tag when the page was claimed
 };
 
 struct ClaimLimits {
-    u32 run;   // neighbours that are read by one call
+    u32 run;   // the most neighbours that are read by one call
     u32 held;  // the most claimed pages that are not published yet
 };
 
@@ -113,7 +115,7 @@ public:
     }
 
 private:
-    // Claims what there is room for, and has it read; returns where to go on.
+    // Claims pages as far as there is room, and begins to read them. Returns the number of the next claim.
     u32 claim_from(u32 next, u32 n, ClaimLimits limits) {
         while (next < n && held_ < limits.held && io_.room()) {
             u32 first = next;

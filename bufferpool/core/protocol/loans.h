@@ -1,13 +1,13 @@
-// Loans: the part of the pool's budget that objects have instead of pages. One word says how much is lent, and how much
-// of it is granted:
+// Loans: the part of the pool's budget that objects have instead of pages. One word (Header::loan) has two numbers of
+// frames, lent and granted:
 //
-//   borrow       lent + n   pages may have so much less from now on: no hole gets memory above it
-//                shrink     pages are evicted, until so many frames have left
-//                granted    objects may use what pages do not have: at most what is lent
-//   give back    granted - n (under the lock of the objects, not below what they use), then lent - n
+//   borrow       lent + n   from now on pages may use n frames less: no more holes get memory for them
+//                shrink     pages are evicted until they use no more than that
+//                granted    rises to what pages do not use, and at most to lent: objects may use it
+//   give back    granted and lent fall, by one CAS, under the lock of the objects, and not below what the objects use
 //
-// So the memory of pages and objects together is never above the budget, and a death between the steps loses nothing:
-// what is lent and not granted is asked for again by the next borrower.
+// So pages and objects together never use more memory than the budget, and a death between the steps loses nothing: the
+// next borrower has granted what is lent and not granted.
 #pragma once
 
 #include "protocol/object_index.h"
@@ -15,14 +15,15 @@
 
 namespace bp {
 
-constexpr u32 PAGES_KEEP = 4;  // frames that pages keep
+constexpr u32 PAGES_KEEP = 4;  // frames that are never lent
 
 inline u64 frames_for(Segment& s, u64 os_pages) {
     u64 per = s.g.page_size / s.g.os_page;
     return (os_pages + per - 1) / per;
 }
 
-// The most that may be lent: the limits of all caches together; half of the budget for those without one.
+// The most frames that may be lent: the limits of all caches together; if one has no limit, at least half of the
+// budget.
 inline u32 most_lent(Segment& s) {
     u64 budget = s.header->budget_frames.load_relaxed(), sum = 0;
     bool unlimited = false;
@@ -32,7 +33,7 @@ inline u32 most_lent(Segment& s) {
         sum += limit < budget ? limit : budget;
         unlimited |= limit == 0;
     }
-    // A small limit bounds the bytes of a cache; its log pages, and the dead space in them, need room all the same.
+    // A small limit bounds the bytes of a cache's records; the log pages, with the dead space in them, need more room.
     u64 least = unlimited ? budget : sum ? std::max(sum, frames_for(s, 4 * log_bytes(s) / s.g.os_page)) : 0;
     if (sum < budget / 2) sum = std::min(least, budget / 2);
     u64 kept = PAGES_KEEP + std::min<u64>(s.header->shares.reserved.load_relaxed(), most_reserved(u32(budget)));
@@ -40,7 +41,7 @@ inline u32 most_lent(Segment& s) {
     return u32(sum < most ? sum : most);
 }
 
-// Grants what is lent, as far as pages have left it. Whether objects may use more now.
+// Grants what is lent, as far as pages do not use it. Returns true if objects may use more than before.
 inline bool grant(Segment& s) {
     if (!lock_memory(s)) return false;
     u32 budget = s.header->budget_frames.load_relaxed(), resident = s.header->resident.load_relaxed();
@@ -53,7 +54,7 @@ inline bool grant(Segment& s) {
     return more;
 }
 
-// Lends the objects more memory, at least `pages` OS pages if their limit allows. Whether they got any.
+// Lends the objects more memory, at least `pages` OS pages if their limits allow. Returns true if they got any.
 inline bool borrow(Segment& s, u64 pages) {
     u64 w = s.header->loan.load_seq_cst();
     u32 most = most_lent(s), lent = loan::lent(w), step = most / 16;
@@ -73,7 +74,7 @@ inline bool borrow(Segment& s, u64 pages) {
     return grant(s);
 }
 
-// Gives back what is lent above `frames`, as far as objects do not use it. Returns the frames that pages may have
+// Reduces the loan to `frames`, or to what the objects use if that is more. Returns how many frames pages may have
 // again.
 inline u32 give_back_loan(Segment& s, u32 frames) {
     if (!lock_objects(s)) return 0;

@@ -5,13 +5,12 @@
 //  | wait | repair |  0          | owner   |
 //  +------+--------+-------------+---------+
 //
-// It is not a robust pthread mutex, because this word has the owner's client number, so that one
-// liveness test (the client's byte lock, rule 10) works everywhere, across pid
-// namespaces and after fork; and the explorer can schedule its accesses.
+// It is not a robust pthread mutex. This word has the owner's client number, so one test of liveness (the client's byte
+// lock, rule 10: see liveness.h) is enough, across pid namespaces and after a fork. And the explorer can schedule the
+// accesses to it.
 //
-// For when an owner is dead see liveness.h. A client that
-// inherits the lock makes itself the owner, with the repair bit set until it has rebuilt what
-// the lock protects: if it dies too, the next client that inherits the lock rebuilds.
+// A client that inherits the lock of a dead owner makes itself the owner, with the repair bit set until it has rebuilt
+// what the lock protects: if it dies too, the next client that inherits the lock rebuilds.
 #pragma once
 
 #include "protocol/liveness.h"
@@ -24,7 +23,7 @@ namespace lock_word {
 constexpr u32 WAITED = 1u << 31, REPAIR = 1u << 30, OWNER = CLIENTS_LIMIT;
 }
 
-// Takes a free lock by one CAS.
+// Makes this client the owner by one CAS from `seen`, which becomes the word that was found if the CAS fails.
 inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
     Segment::LockUse& use = s.use_of(lock);
     use.begun.add();
@@ -33,14 +32,14 @@ inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
     return false;
 }
 
-// Takes a lock that is free and that nobody waits for or has to repair.
+// Takes a lock that is free, has no waiter, and needs no repair.
 inline bool take_if_free(Segment& s, LockWord& lock) {
     u32 free = 0;
     return lock.word.load_relaxed() == 0 && take(s, lock, free, 0);
 }
 
-// Takes a lock from the owner in `seen`, which can neither take nor release it. If another client sets W meanwhile,
-// the CAS is tried again.
+// Takes a lock from the owner in `seen`, which is dead or no client, and so cannot release it. If another client sets
+// the wait bit meanwhile, the CAS is tried again.
 inline bool take_from(Segment& s, LockWord& lock, u32 seen, u32 flags) {
     u32 owner = seen & lock_word::OWNER;
     while ((seen & lock_word::OWNER) == owner)
@@ -48,8 +47,8 @@ inline bool take_from(Segment& s, LockWord& lock, u32 seen, u32 flags) {
     return false;
 }
 
-// Is the word damaged? It is if its owner is no client, or this client while none of its threads has the lock. (No
-// thread had begun to take the lock before the word was read, and none has since: see take().)
+// Is the word damaged? It is if its owner is no client, or is this client while none of its threads has the lock: all
+// attempts to take it had ended when the word was read, and no thread has begun one since (take() counts them).
 inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
     u32 owner = seen & lock_word::OWNER;
     if (owner != s.me) return owner && !s.has_slot(owner);
@@ -58,7 +57,7 @@ inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
     return use.ended.value() == begun && lock.word.load_seq_cst() == seen && use.begun.value() == begun;
 }
 
-// Tries to inherit a lock from a dead owner. True: this client owns it, and must repair what it protects.
+// Tries to inherit a lock from a dead owner. True: this client owns the lock, and must repair what it protects.
 inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
     DeadClient dead(s, seen & lock_word::OWNER);
     return (dead.held() || is_nobodys(s, lock, seen)) &&
@@ -67,7 +66,8 @@ inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
 
 inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }
 
-// INTERRUPTED: a signal handler raised, the call's time is over, or so many slices of the wait have passed.
+// Waits for a lock and takes it. INTERRUPTED: a signal handler raised, the call's time is over, or `slices` slices of
+// the wait have passed.
 inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u32 slices = ~0u) {
     slices = std::min(slices, most_slices);
     for (int spin = 0; spin < prim::SPINS; spin++) {
@@ -105,7 +105,7 @@ inline bool try_acquire(Segment& s, LockWord& lock, Acquired& how) {
     return inherit(s, lock, w);
 }
 
-// The client that has one of the locks for which calls wait; 0: none has.
+// The number of a client that has one of the locks for which calls wait; 0: none has. It is a hint for error messages.
 inline u32 lock_owner(Segment& s) {
     u32 owner = 0;
     for (LockWord* lock : {&s.header->memory, &s.header->growth, &s.header->objects, &s.header->advice})

@@ -10,7 +10,7 @@
 
 namespace bp {
 
-// The owner of the lock may have died while it changed the duel's sums, which cannot be trusted any more.
+// Makes the duel start anew: the owner of the lock may have died while it changed the duel.
 inline void forget_duel(Segment& s) {
     if constexpr (DUELS) s.duel->frames = 0;
     s.header->policy.mode = MODE_ADAPTIVE;
@@ -18,8 +18,8 @@ inline void forget_duel(Segment& s) {
 
 inline void rebuild(Segment& s) {
     forget_duel(s);
-    // 1. Rebuild the sets of free frames and holes, and the count of frames with memory. A hole whose word was damaged
-    // is found by the set of holes.
+    // 1. Rebuild the sets of free frames and holes, and the count of frames with memory. A frame that is in the set of
+    // holes, and whose word says FREE, is a hole with a damaged word.
     s.has_frame(s.g.max_frames - 1);
     for (u32 f = 0; f < s.ready; f++)
         if (s.holes.has(f) && frame::state(s.frames[f].word.load_acquire()) == FREE)
@@ -34,8 +34,9 @@ inline void rebuild(Segment& s) {
         s.frames[f].seen = 0;
     }
     s.header->resident.store_relaxed(resident);
-    // 2. The rings: keep the elements that are still valid. (A page may have two, if the owner died in a move. That is
-    // harmless; and the frame of a page cannot decide, because a writer may have moved it meanwhile.)
+    // 2. The rings: keep the elements that are still valid. (A page may have two elements, if the owner died in a move.
+    // That does no harm. `seen` could not tell which one is superfluous, because a writer may have moved the page to
+    // another frame meanwhile.)
     PoolEnv env{s, nullptr, NONE};
     Alr<PoolEnv> policy(s.header->policy, env);
     for (Ring r : {RING_COLD, RING_HOT}) {
@@ -50,8 +51,8 @@ inline void rebuild(Segment& s) {
         }
         policy.set_count(r, kept);
     }
-    // 3. Resident pages in no ring: a dirty page is set aside; a clean one was lost by the dead owner, and is added
-    // again.
+    // 3. Resident pages in no ring: if the entry says so of a dirty page, the page is set aside; any other page was
+    // lost by the dead owner, and is added again.
     s.header->policy.aside = 0;
     s.header->dropped_aside.store_relaxed(0);
     for (u32 f = 0; f < s.ready; f++) {
@@ -59,7 +60,8 @@ inline void rebuild(Segment& s) {
         u32 page = frame::page(w);
         if (frame::state(w) != LIVE || s.frames[f].seen || !s.has_page(page)) continue;
         u64 e = s.entries[page].load_acquire();
-        // The entry of a page that is being published with others names its next frame; `f` is the present one.
+        // The entry of a page that is being published with others names the frame of the next version; `f` has the
+        // present one.
         bool pending = entry::is_pending(e) && entry::frame(e) != f && s.has_frame(entry::frame(e));
         if (pending ? s.frames[entry::frame(e)].seen : !entry::is_resident_in(e, f)) continue;
         if (entry::is_aside(e)) s.header->policy.aside++;
@@ -78,7 +80,7 @@ inline void bring_back_locked(Segment& s, u32 page) {
 
 // BUSY(me) -> FREE, under the lock.
 inline void free_locked(Segment& s, u32 f) {
-    bool hole = s.holes.has(f);  // a hole whose damaged word said that it has memory
+    bool hole = s.holes.has(f);  // its word was damaged: the frame has no memory
     s.frames[f].word.store_release(hole ? frame::hole() : frame::free());
     if (!hole) s.free.add(f);
 }
@@ -90,11 +92,12 @@ inline void hole_locked(Segment& s, u32 f) {
     s.header->resident.store_relaxed(s.header->resident.load_relaxed() - 1);
 }
 
-// Frames of ours that are BUSY, and that our next thread that holds the lock gives back. They are a chain: each slot's
-// `lsn` has the next one, as the number of that frame plus one, and whether this frame has memory. Threads add without
-// the lock; only its holder removes, so a frame that comes round is no danger to the CAS.
+// Frames of ours that are BUSY, and that the next thread of ours that holds the lock gives back. They form a chain: the
+// `lsn` of each frame's slot has the number of the next frame, plus one, and whether this frame has memory. Threads add
+// frames without the lock. Only the thread that holds the lock removes one, so the CAS is safe even if a frame is
+// removed and added again.
 constexpr u64 WITHOUT_MEMORY = u64(1) << 63;
-constexpr u32 LATER_BATCH = 1024;  // in one hold of the lock
+constexpr u32 LATER_BATCH = 1024;  // the most frames in one hold of the lock
 
 inline void give_back_later(Segment& s, u32 first, u32 n, bool memory) {
     for (u32 f = first; f < first + n; f++) {
@@ -110,7 +113,7 @@ inline void give_back_later(Segment& s) {
         u32 f = head - 1;
         u64 w = s.has_frame(f) ? s.frames[f].word.load_acquire() : 0;
         bool ours = frame::state(w) == BUSY && frame::client(w) == s.me;
-        u64 link = ours ? s.frames[f].lsn.load_relaxed() : 0;  // a damaged slot: what comes after it is lost
+        u64 link = ours ? s.frames[f].lsn.load_relaxed() : 0;  // if not ours, the slot is damaged: the rest is lost
         if (!s.later.cas_seq_cst(head, u32(link))) continue;
         if (ours && (link & WITHOUT_MEMORY)) hole_locked(s, f);
         else if (ours) free_locked(s, f);
@@ -140,7 +143,8 @@ inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u)
     return true;
 }
 
-// For what can be put off: it waits a little, and not at all while something has been put off already.
+// Takes the lock for work that can be put off (give_back_later): it waits for BRIEF_SLICES at most, and not at all
+// while other work has been put off.
 inline bool lock_memory_briefly(Segment& s) {
     if (!s.later.load_relaxed()) return lock_memory(s, false, BRIEF_SLICES);
     Acquired how;

@@ -1,5 +1,5 @@
-// Which mode the replacement policy is in. The duel (policy/duelling.h) sees the pool's misses, and the hits that
-// clients have written down for it (Segment::hit_sampled). Everything here runs under the memory lock.
+// Gives the duel of modes (policy/duelling.h), which chooses the mode of the policy, the pool's misses, and the hits
+// that clients have recorded for it (Segment::hit_sampled). Everything here runs under the memory lock.
 #pragma once
 
 #include "policy/duelling.h"
@@ -10,7 +10,7 @@ namespace bp {
 
 constexpr u32 KIND_MODE = 14, REASON_DUEL = 21;  // of bufferpool/figures/names.py
 
-constexpr u32 HITS_A_MISS = 16;  // taken in one hold of the lock
+constexpr u32 HITS_A_MISS = 16;  // the most hits that one miss gives to the duel
 
 inline void count_mode_change(Segment& s, u32 mode) {
     s.counters().mode_changes.add_relaxed(1);
@@ -18,7 +18,7 @@ inline void count_mode_change(Segment& s, u32 mode) {
     post_event(s, {KIND_MODE, REASON_DUEL, 0, budget, budget, double(mode)});
 }
 
-// The hits that clients have added since this was last called, the oldest first; what was overwritten is lost.
+// Gives the duel the hits that clients have added since the last call, the oldest first. Overwritten hits are lost.
 inline void take_hits(Segment& s, Alr<PoolEnv>& policy, Duelling& duelling) {
     Duel& d = *s.duel;
     u32 added = d.hits_added.load_relaxed();
@@ -31,7 +31,8 @@ inline void take_hits(Segment& s, Alr<PoolEnv>& policy, Duelling& duelling) {
     }
 }
 
-// A miss on a page whose entry was `e`. Without its ghost, or while frames are free, no mode could have kept it.
+// Gives the duel a miss on a page whose entry was `e`. Without a ghost, or while frames are free, no mode could have
+// kept the page.
 inline void duel(Segment& s, Alr<PoolEnv>& policy, u32 page, u64 e, bool once) {
     if constexpr (!DUELS) return;
     Duelling duelling(*s.duel);

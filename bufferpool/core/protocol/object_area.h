@@ -26,7 +26,7 @@ inline void look_at_objects(Segment& s) {
 inline int map_object_area(Segment& s, u64 bytes, const ObjectPlaces& p) {
     Objects& o = s.objects;
     if (!s.has_descriptor()) return -EBADF;
-    int fd = prim::reopen(s.fd);  // a mapping keeps its description: not the one with our byte lock
+    int fd = prim::reopen(s.fd);  // because a mapping keeps its description open, and with it our byte lock
     if (fd < 0) return fd;
     u8* at = prim::map_area(fd, p.at, bytes, prim::Access::WRITE);
     int error = errno;
@@ -79,8 +79,8 @@ inline void unmap_objects(Segment& s) {
     prim::unmap_area(o.read_base, o.at.end - o.at.data_at);
 }
 
-// Gives back the memory beyond the counts of the tables, after a client has died while it made the area or extended a
-// table. The caller holds the growth lock.
+// Gives the memory beyond the counts of the tables back to the kernel: a client has died, or failed, while it made the
+// area or extended a table. The caller holds the growth lock.
 inline void repair_object_tables(Segment& s) {
     u64 bytes = s.header->object_bytes.load_seq_cst();
     if (!bytes) return;

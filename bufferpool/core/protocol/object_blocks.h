@@ -4,15 +4,15 @@
 //   BUSY(me)   -> LOG        open_log       under the lock
 //   BUSY(me)   -> LARGE      publish        under the lock, with the entry (object_write.h)
 //   LOG, LARGE -> DOOMED     doom           under the lock, when its last record is dead
-//   DOOMED     -> FREE       doom, settle   under the lock, when nobody pins it
+//   DOOMED     -> FREE       doom, settle   under the lock, when no client pins it
 //   FREE       -> BUSY(me) -> FREE  strip   its memory is given back to the kernel
-//   BUSY(c)    -> BUSY(me) -> FREE  reap    of a dead client: the memory of the whole block is given back, because
-//                                           nothing says which part of it has memory
+//   BUSY(c)    -> BUSY(me) -> FREE  reap    of a dead client c: the memory of the whole block is given back, because
+//                                           it is not known which part of the block has memory
 //   BUSY(me)   -> DOOMED     leave_block    without the lock, by a client that cannot get it: the next owner of the
 //                                           lock frees the block (sweep_locked)
 //
-// `used` is the sum of the memory of all blocks: an upper bound of what the kernel has given at every moment, because
-// it is raised before a plug and lowered after a punch.
+// ObjectsHeader::used is the sum of the memory of all blocks. At every moment it is an upper bound of what the kernel
+// has given, because it is raised before a plug and lowered after a punch.
 #pragma once
 
 #include "protocol/objects.h"
@@ -51,7 +51,7 @@ inline void push_block(Segment& s, u32 b) {
     list.store_relaxed(b + 1);
 }
 
-// Takes the first block from a list of free ones of a class. Returns NONE if the list is empty.
+// Takes the first block from a list of free blocks of a class. Returns NONE if the list is empty, or damaged.
 inline u32 pop_block(Segment& s, Atomic<u32>& list, u32 cls) {
     u32 n = list.load_relaxed();
     if (!n || !has_block(s, n - 1)) return NONE;
@@ -71,7 +71,7 @@ inline void free_block_locked(Segment& s, u32 b) {
     push_block(s, b);
 }
 
-// Abandons the content of a block: the block becomes free now, or when its last pin is released.
+// Makes a block DOOMED, all of whose records are dead: it becomes FREE now, or when its last pin is released.
 inline void doom(Segment& s, u32 b) {
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
@@ -104,7 +104,7 @@ inline void add_record(Segment& s, u32 b, u64 bytes) {
         k.live.store_relaxed(1);
         return;
     }
-    if (block::state(w) == BLOCK_DOOMED) {  // all that was in it is dead, but our pin has kept it
+    if (block::state(w) == BLOCK_DOOMED) {  // its other records have died, but our pin has kept the block
         k.word.store_release(block::word(BLOCK_LOG, cls));
         h.log_blocks.store_relaxed(h.log_blocks.load_relaxed() + 1);
     }
@@ -114,10 +114,10 @@ inline void add_record(Segment& s, u32 b, u64 bytes) {
 
 // ---- pins, without the lock ---------------------------------------------------
 
-// Has the next owner of the lock, in any process, do what we cannot do without it.
+// Asks the next owner of the lock, in any process, for a sweep, because we cannot get the lock.
 inline void leave_to_sweep(Segment& s) { s.objects.header->to_sweep.store_seq_cst(1); }
 
-// Frees a block that nobody pins any more, if it is DOOMED.
+// Frees a DOOMED block that no client pins any more.
 inline void settle_block(Segment& s, u32 b) {
     if (!lock_objects_briefly(s)) return leave_to_sweep(s);
     if (block::state(s.objects.blocks[b].word.load_relaxed()) == BLOCK_DOOMED && !any_object_pin(s, b))
@@ -125,7 +125,7 @@ inline void settle_block(Segment& s, u32 b) {
     unlock_objects(s);
 }
 
-// Takes our pin back. Returns true if it was the last of ours on a DOOMED block: then the caller settles the block.
+// Releases a pin of ours. Returns true if it was our last one on a DOOMED block: then the caller settles the block.
 inline bool unpin_block(Segment& s, u32 b) {
     return s.objects.my_pins[b].sub_seq_cst(1) == 1 &&
            block::state(s.objects.blocks[b].word.load_seq_cst()) == BLOCK_DOOMED;
@@ -140,8 +140,9 @@ inline void unpin_and_settle(Segment& s, u32 b) {
     if (unpin_block(s, b)) settle_block(s, b);
 }
 
-// Frees the DOOMED blocks that nobody pins any more, because the client with the last pin died before it could, or
-// could not get the lock, and counts the memory of all blocks anew.
+// Frees the DOOMED blocks that no client pins any more. They are left if the client with the last pin died before it
+// could free them, or could not get the lock. It also makes log pages without live records DOOMED, and counts the
+// memory of all blocks again.
 inline void sweep_locked(Segment& s) {
     ObjectsHeader& h = *s.objects.header;
     h.to_sweep.store_seq_cst(0);
@@ -165,8 +166,9 @@ inline bool sweep_blocks(Segment& s) {
 
 // ---- taking a block, and giving memory back ------------------------------------------
 
-// Where block `n`, the first one that was never used, begins: behind the last one. Two words say so, in case one of
-// them is damaged. Returns false if the block is in use, or the last one is damaged.
+// The place of block `n`, the first one that was never used: `at` is the end of block n - 1. The header has the end,
+// too, and the larger one is used in case the other is damaged. Returns false if block n is in use, or block n - 1 is
+// damaged.
 inline bool place_block(Segment& s, u32 n, u64& at) {
     at = s.objects.header->data_used.load_relaxed();
     if (block::state(s.objects.blocks[n].word.load_relaxed()) != BLOCK_NONE) return false;
@@ -178,8 +180,8 @@ inline bool place_block(Segment& s, u32 n, u64& at) {
     return true;
 }
 
-// Takes a block of a class, under the lock: it is BUSY(me). Returns NONE if there is no room for another one, and sets
-// `grow` if the table of blocks is full.
+// Takes a block of a class, under the lock: it becomes BUSY(me). Returns NONE if there is none; `grow`: because the
+// table of blocks needs memory for one more.
 inline u32 claim_block(Segment& s, u32 cls, bool& grow) {
     ObjectsHeader& h = *s.objects.header;
     u32 b = pop_block(s, h.free_full[cls], cls);
@@ -203,7 +205,7 @@ inline u32 claim_block(Segment& s, u32 cls, bool& grow) {
     return b;
 }
 
-// Sets the memory of a BUSY(me) block in the books, under the lock.
+// Sets the number of OS pages of memory of a BUSY(me) block, and adjusts the sum. Under the lock.
 inline void count_memory(Segment& s, u32 b, u64 pages) {
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
@@ -212,7 +214,7 @@ inline void count_memory(Segment& s, u32 b, u64 pages) {
     k.memory.store_relaxed(u32(pages));
 }
 
-// Sets the memory of a BUSY(me) block, of which more is counted: it was punched.
+// The same, after a part of the block was punched. It takes the lock; if it cannot, the next sweep adjusts the sum.
 inline void count_less_memory(Segment& s, u32 b, u64 pages) {
     if (lock_objects_briefly(s)) {
         count_memory(s, b, pages);
@@ -223,16 +225,17 @@ inline void count_less_memory(Segment& s, u32 b, u64 pages) {
     }
 }
 
-// Gives a BUSY(me) block up without the lock. Nobody pins it, so the next sweep frees it.
+// Gives up a BUSY(me) block without the lock. No client pins it, so the next sweep frees it.
 inline void leave_block(Segment& s, u32 b) {
     Atomic<u64>& word = s.objects.blocks[b].word;
     word.store_seq_cst(block::word(BLOCK_DOOMED, block::size_class(word.load_relaxed())));
     leave_to_sweep(s);
 }
 
-// Takes all memory from a BUSY(me) block, and frees the block. Memory that the kernel does not take back remains with
-// the block. If we cannot get the lock, the next owner of the lock frees it. `dead`: the dead client that had the
-// block. If we cannot get the lock then, the block is assigned to it again, so that another reaper finds it.
+// Gives all memory of a BUSY(me) block back to the kernel, and frees the block. If the kernel does not take the memory,
+// it remains with the block. If we cannot get the lock, the next owner of the lock frees the block. `dead`: the dead
+// client that had the block: if we cannot get the lock, the block becomes BUSY(dead) again, so that another reaper
+// finds it. Returns true if the memory was given back and the block is free.
 inline bool strip_block(Segment& s, u32 b, u32 dead = 0) {
     ObjectBlock& k = s.objects.blocks[b];
     u64 bytes = u64(memory_pages(s, b)) * s.g.os_page, at = block_offset(s, b);
@@ -257,7 +260,8 @@ inline bool strip_block(Segment& s, u32 b, u32 dead = 0) {
     return r == 0;
 }
 
-// Takes memory for at least `pages` from free blocks, the largest first. Returns the number of OS pages.
+// Gives memory of free blocks back to the kernel, until it is at least `pages` OS pages; the largest blocks first.
+// Returns the number of OS pages.
 inline u64 strip_free_blocks(Segment& s, u64 pages) {
     u64 got = 0;
     for (u32 cls = BLOCK_CLASSES; cls-- > 0 && got < pages;) {
@@ -279,16 +283,16 @@ inline u64 strip_free_blocks(Segment& s, u64 pages) {
 struct BlockRequest {
     u32 cls;
     u64 pages;        // OS pages that must have memory
-    bool write;       // in: the caller gives the memory by writing (prim::write_at), so it is not plugged here; out:
-                      // false if the block has its memory already
-    u64 spare = 0;    // pages of the budget that must remain
-    u64 missing = 0;  // out, with EXHAUSTED: pages that the budget lacks
-    u64 budget = 0;   // out, with EXHAUSTED: the budget that lacks them
+    bool write;       // in: the caller gives the block memory by writing (prim::write_at), so it is not plugged here;
+                      // out: false if the block has its memory already
+    u64 spare = 0;    // how many pages of the budget must remain unused
+    u64 missing = 0;  // out, with EXHAUSTED: how many pages the budget lacks
+    u64 budget = 0;   // out, with EXHAUSTED: the budget, in OS pages
     int error = 0;    // out, with NO_SPACE
 };
 
-// Takes a block with memory: it is BUSY(me). EXHAUSTED: the budget has no room, which object_evict.h makes. NO_SPACE:
-// the kernel gives no memory, or the address room is used up.
+// Takes a block with memory: it becomes BUSY(me). EXHAUSTED: the budget has no room; the caller makes room
+// (object_evict.h) and tries again. NO_SPACE: the kernel gives no memory, or the area has no addresses left.
 inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
     ObjectsHeader& h = *s.objects.header;
     u32 had;
@@ -303,8 +307,8 @@ inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
         if (r) return r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
     }
     had = memory_pages(s, out);
-    // The budget must have room for the block's memory and for `spare` pages. A free block of the class of log pages
-    // with memory serves as the spare.
+    // The budget must have room for the block's memory and for `spare` pages, unless a free log page with memory serves
+    // as the spare.
     u64 budget = object_budget(s), used = h.used.load_relaxed() + (want.pages > had ? want.pages - had : 0);
     if (!h.free_full[s.objects.log_shift].load_relaxed()) used += want.spare;
     bool fits = used <= budget || (want.pages <= had && !want.spare);
@@ -322,7 +326,7 @@ inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
     int r = 0;
     if (want.pages > had && !want.write) r = s.plug(at + had * os, (want.pages - had) * os);
     if (want.pages <= had) want.write = false;
-    if (want.pages + want.pages / 8 < had) {  // the end of a longer predecessor
+    if (want.pages + want.pages / 8 < had) {  // the last object of the block was longer: its end is given back
         r = s.punch(at + want.pages * os, (had - want.pages) * os);
         BP_POINT("block.cut");
         if (r == 0) count_less_memory(s, out, want.pages);

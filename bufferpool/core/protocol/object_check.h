@@ -1,4 +1,5 @@
-// The invariants of the objects. Under their lock nothing changes but pins, loads and what is being copied.
+// Checks the invariants of the objects, under their lock. Meanwhile only pins change, and the records and blocks that
+// clients are filling.
 #pragma once
 
 #include "protocol/check.h"
@@ -64,7 +65,7 @@ inline void check_object_entries(Segment& s, Findings& out) {
                     cache_of(s, i).count.load_relaxed());
 }
 
-// Whether no block waits for a client that is about to settle it, or to count its memory, when it gets the lock.
+// Whether no client waits for the lock to settle a DOOMED block, or to adjust the sum of memory.
 inline bool are_blocks_settled(Segment& s) {
     u64 used = 0;
     bool settled = true;
@@ -77,7 +78,7 @@ inline bool are_blocks_settled(Segment& s) {
 }
 constexpr u32 SETTLE_TRIES = 50;
 
-// Adds findings about the objects to a check. Clients that need the lock of the objects wait meanwhile.
+// Adds findings about the objects to those of a check. Clients that need the lock of the objects wait meanwhile.
 inline Status check_objects(Segment& s, Findings& out) {
     int r = map_objects(s);
     if (r == -ENOENT) return Status::OK;

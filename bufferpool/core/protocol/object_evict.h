@@ -1,8 +1,9 @@
-// Eviction of objects, and room for new ones.
+// Eviction of objects, and room for new ones. In this order (make_object_room):
 //
-//   borrow   from the pages, up to the limit      strip    memory of free blocks of other classes
+//   borrow   more of the budget from the pages, up to the limit (loans.h)
+//   strip    gives memory of free blocks of other classes back to the kernel (object_blocks.h)
+//   clean    empties a log page that is mostly dead: its live records move to the page that is being filled
 //   evict    the object of a sample that is worth least (policy/worth.h); its frequency is remembered
-//   clean    a log page that is mostly dead: its live records move to the page that is being filled, and it is free
 #pragma once
 
 #include "policy/worth.h"
@@ -23,7 +24,7 @@ inline u64 random_number(Segment& s) {
 
 inline bool is_expired(u64 expires_ns) { return expires_ns && prim::coarse_ns() >= expires_ns; }
 
-constexpr u32 OBJECT_LOOKS = 12;   // objects that a search compares, and as many large objects
+constexpr u32 OBJECT_LOOKS = 12;   // how many objects a search compares; then as many large objects
 constexpr u8 OBJECT_USES = 0xff;   // the highest count of uses
 
 inline Atomic<u64>& memory_of(Segment& s, u64 hash) { return s.objects.heads[bucket_locked(s, hash)].evicted; }
@@ -43,14 +44,14 @@ struct Victim {
     double worth = 0;
 };
 
-// Makes an entry the victim so far, if its object can be evicted and is worth less than the present victim. What a load
-// has left is worth nothing.
+// Makes an entry the victim so far, if its object can be evicted, and is worth less than the present victim. An entry
+// that is LEFT (layout/objects.h), or has expired, is worth nothing.
 inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
     ObjectEntry& entry = s.objects.entries[e];
     u64 w = entry.word.load_acquire();
     bool live = object::state(w) == OBJECT_LIVE, left = w & object::LEFT;
     if ((!live && !left) || (cache != NONE && entry.cache.load_relaxed() != cache)) return;
-    if (entry.owner.load_relaxed() && !left) return;  // it is being loaded, and clients wait for it on this entry
+    if (entry.owner.load_relaxed() && !left) return;  // a newer value is being loaded, for which clients wait here
     u64 bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
     u32 b = object::block(entry.place.load_relaxed());
     if (!has_block(s, b)) return;
@@ -63,8 +64,8 @@ inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
     if (best.entry == NONE || worth < best.worth) best = {e, w, worth};
 }
 
-// Samples large objects separately: they have most of the bytes, but they are few, and a sample of all objects hardly
-// ever contains one.
+// Samples large objects separately: few objects have most of the bytes, and a sample of all objects hardly ever
+// contains one of them.
 inline void consider_large(Segment& s, u32 cache, Victim& best) {
     Objects& o = s.objects;
     u32 n = o.header->blocks_high.load_relaxed();
@@ -102,7 +103,7 @@ inline void count_eviction(Segment& s, const ObjectEntry& entry) {  // under the
 }
 
 // Evicts one object. Returns the bytes of its record, or 0 if no object can be evicted, or the lock could not be taken.
-// It takes no pin, so that a client that has no memory for its pins yet can make room for them.
+// It takes no pin, so that a client whose pins have no memory yet can make room for them.
 inline u64 evict_object(Segment& s, u32 cache) {
     for (u32 tries = 0; tries < 16; tries++) {
         Victim victim = find_victim(s, cache);
@@ -159,7 +160,7 @@ inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
     RecordHead* record = record_at(s, to.block, to.offset);
     memcpy(static_cast<void*>(record + 1), record_at(s, b, offset) + 1, bytes - sizeof(RecordHead));
     BP_POINT("clean.copied");
-    if (!lock_objects(s)) {  // the copy is dead space
+    if (!lock_objects(s)) {  // the copy becomes dead space
         unpin_and_settle(s, to.block);
         return false;
     }
@@ -178,7 +179,7 @@ inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
 }
 
 // Empties a log page: moves its live records, and evicts those for which there is no room. Returns false if there is no
-// log page to empty, or none of its records could be moved or evicted.
+// log page to empty, or if none of its records could be moved or evicted.
 inline bool clean_log(Segment& s) {
     Objects& o = s.objects;
     u32 b = choose_log(s);
@@ -213,7 +214,7 @@ inline bool clean_log(Segment& s) {
 
 // ---- room ---------------------------------------------------------------------------------
 
-// True if so many bytes of the log pages are dead that cleaning one frees more memory than it takes.
+// True if so many bytes of the log pages are dead that cleaning a log page frees more memory than it takes.
 inline bool is_log_dirty(Segment& s) {
     ObjectsHeader& h = *s.objects.header;
     u64 all = h.log_blocks.load_relaxed() * log_bytes(s), live = h.log_live.load_relaxed() * 16;
@@ -221,9 +222,9 @@ inline bool is_log_dirty(Segment& s) {
     return dead > 2 * log_bytes(s) && dead > all / 8;
 }
 
-// Makes room for the pages that a request lacks. Returns false if nothing can be evicted, or a lock could not be taken.
-// Nothing is evicted if the budget has grown since the request was refused: then another client has borrowed memory,
-// of which this one may have a part.
+// Makes room for the OS pages that a request lacks. Returns false if nothing can be evicted, or a lock could not be
+// taken. If the budget of the objects has grown since the request was refused, because another client has borrowed
+// memory, nothing is evicted: the request may fit now.
 inline bool make_object_room(Segment& s, const BlockRequest& want) {
     if (borrow(s, want.missing) || object_budget(s) > want.budget) return true;
     if (strip_free_blocks(s, want.missing)) return true;
@@ -242,7 +243,7 @@ constexpr u32 KERNEL_TRIES = 8;
 
 inline bool is_out_of_memory(int error) { return error == -ENOSPC || error == -ENOMEM; }
 
-// Evicts pages, and returns how many OS pages of them the kernel has back.
+// Evicts pages, and returns how many OS pages of memory were given back to the kernel.
 inline u64 evict_pages(Segment& s, u64 os_pages) {
     Reclaimed done;
     shrink(s, std::max(frames_for(s, os_pages), u64(s.g.extent_frames)), PRESSURE, true, done);
@@ -255,9 +256,9 @@ inline bool have_less_than_pages(Segment& s) {
     return s.objects.header->used.load_relaxed() * s.g.os_page < pages;
 }
 
-// Called if the kernel gives no memory although the budget has room, because the tmpfs or the cgroup is full. Gives the
-// memory of free blocks back to the kernel; then evicts, from pages or objects, whichever use more, until `pages` OS
-// pages are given back. Returns false if nothing can be given back.
+// Called if the kernel gives no memory although the budget has room, because the tmpfs or the cgroup is full. It gives
+// the memory of free blocks back to the kernel. Then it evicts pages or objects, whichever use more memory, until
+// `pages` OS pages were given back. Returns false if nothing could be given back.
 inline bool make_kernel_room(Segment& s, u64 pages) {
     u64 got = strip_free_blocks(s, pages), dead = 0, most = pages * s.g.os_page + 4 * log_bytes(s);
     bool pages_first = have_less_than_pages(s);
@@ -289,8 +290,8 @@ inline void count_reclaimed_pages(Segment& s, u64 os_pages, Reason reason) {
     if (os_pages) count_reclaimed(s, os_pages * s.g.os_page, reason);
 }
 
-// Gives the memory of free blocks back to the kernel, at least `pages` OS pages if the free blocks have so many.
-// Returns unused borrowed memory to the pages. The result is the number of OS pages.
+// Gives the memory of free blocks back to the kernel, at least `pages` OS pages if free blocks have so many, and gives
+// the unused part of the loan back to the pages. Returns the number of OS pages that the kernel has got.
 inline u64 release_objects(Segment& s, u64 pages, Reason reason) {
     close_empty_log(s);
     u64 got = strip_free_blocks(s, pages);
@@ -299,8 +300,8 @@ inline u64 release_objects(Segment& s, u64 pages, Reason reason) {
     return got;
 }
 
-// Evicts until the objects use at most so many OS pages, and returns the rest of the borrowed memory to the pages.
-// Returns false if they still use more.
+// Evicts objects until they use at most `pages` OS pages, and gives the rest of the loan back to the pages. Returns
+// false if they still use more.
 inline bool fit_objects(Segment& s, u64 pages, Reason reason, u64& given) {
     auto over = [&] {
         u64 used = s.objects.header->used.load_relaxed();

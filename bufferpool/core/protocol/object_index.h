@@ -1,9 +1,9 @@
 // The hash table of the objects, and their lock.
 //
-// An array of heads, each of which begins a chain of entries. It grows by one bucket at a time (linear hashing: Litwin,
-// VLDB 1980). A head has a version, which is odd while its chain is being changed. A reader that finds nothing reads
-// the head and the number of buckets again: if they are the same, the key has no object. Otherwise it searches again
-// under the lock.
+// The hash table is an array of heads, one for each bucket; each head begins a chain of entries. It grows by one bucket
+// at a time (linear hashing: Litwin, VLDB 1980). A head has a version, which changes with its chain, and is odd while
+// the chain is in pieces. A reader that finds nothing reads the head and the number of buckets again: if they are the
+// same, the key has no object. Otherwise it searches again, a few times without the lock, and then under the lock.
 #pragma once
 
 #include "protocol/object_blocks.h"
@@ -13,8 +13,8 @@ namespace bp {
 struct ObjectKey {
     const u8* at;
     u32 bytes;
-    u32 cache;  // its number
-    u64 hash;  // of the key's bytes and the cache
+    u32 cache;  // the number of its cache
+    u64 hash;   // of the key's bytes and the number of the cache
 };
 
 inline u64 mix(u64 a, u64 b) {
@@ -76,8 +76,9 @@ inline bool is_place(Segment& s, u64 place, u64 bytes) {
 
 enum class Look { FOUND, NOTHING, UNSURE };
 
-// Reads an entry that may be the key's. FOUND: it is, and its block is pinned for us. UNSURE: the entry is changing, or
-// our row of pins has to grow, which it does not while we hold the lock (`locked`): it may wait for the growth lock.
+// Reads an entry that may have the key. FOUND: it has, and we pin its block. UNSURE: the entry is changing, or our row
+// of pins is too short. (The row is not extended while we hold the lock (`locked`), because that may wait for the
+// growth lock.)
 inline Look look_at(Segment& s, u32 e, u64 w, const ObjectKey& key, FoundObject& found, bool locked = false) {
     Objects& o = s.objects;
     ObjectEntry& entry = o.entries[e];
@@ -182,7 +183,7 @@ inline void unlink_entry(Segment& s, u32 e) {
     first.store_seq_cst(head::change(w, head::first(w), 2));
 }
 
-// Adds one bucket: divides the objects of one chain over two.
+// Adds one bucket, and divides the entries of one chain between the old bucket and the new one.
 inline void split_bucket(Segment& s) {
     Objects& o = s.objects;
     u64 n = o.header->buckets.load_relaxed();
@@ -232,8 +233,8 @@ inline void count_object(Segment& s, ObjectEntry& entry, bool more) {
     cache.count.store_relaxed(cache.count.load_relaxed() + (more ? 1 : u32(-1)));
 }
 
-// Removes an object. Its bytes remain while a client pins them. Returns true if clients wait for the entry. Then the
-// caller wakes them after it has released the lock.
+// Removes an object. Its bytes remain while a client pins their block. Returns true if clients wait for the entry: then
+// the caller wakes them after it has released the lock.
 inline bool remove_locked(Segment& s, u32 e) {
     ObjectsHeader& h = *s.objects.header;
     ObjectEntry& entry = s.objects.entries[e];
@@ -251,8 +252,8 @@ inline bool remove_locked(Segment& s, u32 e) {
     h.live.store_relaxed(h.live.load_relaxed() - 1);
     return w & object::WAITED;
 }
-// Ends a load that has no value. If it would have replaced an expired value, that value is kept. The version of the
-// entry is raised, because clients wait for a new version. Returns true if clients wait.
+// Ends a load without a value. If the entry has an expired value, which the load was to replace, that value is kept,
+// and the version of the entry is raised, because clients wait for a new version. Returns true if clients wait.
 inline bool end_load_locked(Segment& s, u32 e) {
     ObjectEntry& entry = s.objects.entries[e];
     u64 w = entry.word.load_relaxed();
@@ -379,7 +380,8 @@ inline bool lock_objects(Segment& s, bool interruptible) {
     return true;
 }
 
-// For what the next owner of the lock can do instead: it waits a little, and not at all if something is left already.
+// Takes the lock for work that can be left to its next owner (leave_to_sweep): it waits for BRIEF_SLICES at most, and
+// not at all if other work was left.
 inline bool lock_objects_briefly(Segment& s) {
     Patience patience(BRIEF_SLICES);
     if (!s.objects.header->to_sweep.load_relaxed()) return lock_objects(s, false);

@@ -1,6 +1,6 @@
-// Log pages: the blocks that small records share. All clients fill them, from the front: a client takes a part of the
-// page and pins the page under the lock, and copies its record into it without the lock. The part of a client that died
-// before it published its record is dead space.
+// Log pages: the blocks that small records share. All clients fill the same log page, from the front: under the lock, a
+// client takes a part of the page and pins the page; then it copies its record to that part without the lock. If it
+// dies before it publishes the record, the part is dead space.
 #pragma once
 
 #include "protocol/object_index.h"
@@ -10,16 +10,16 @@ namespace bp {
 struct Placed {
     u32 block = NONE;
     u64 offset = 0;      // in the block
-    bool large = false;  // a block of its own, BUSY(me); otherwise a part of a log page, which we pin
-    bool write = false;  // the caller gives it memory by writing
+    bool large = false;  // true: a block of its own, BUSY(me); false: a part of a log page, which we pin
+    bool write = false;  // the caller gives the block memory by writing
 };
 
 inline RecordHead* record_at(Segment& s, u32 b, u64 offset) {
     return reinterpret_cast<RecordHead*>(s.objects.data + block_offset(s, b) + offset);
 }
 
-// The log page that is being filled, +1. 0: there is none, or the word that names it, or its own, is damaged. Under the
-// lock.
+// The log page that is being filled, +1. 0: there is none, or the word that names it, or the page's own, is damaged.
+// Under the lock.
 inline u32 open_log_page(Segment& s) {
     u32 n = s.objects.header->open.load_relaxed();
     if (!n || !has_block(s, n - 1) || !is_whole_block(s, n - 1) || !is_in_order(s, n - 1)) return 0;
@@ -52,7 +52,7 @@ inline bool open_log(Segment& s, u32 b, u64 wanted) {
     return true;
 }
 
-// Takes room for a record of so many bytes in a log page, and pins the page.
+// Takes room for a record of `bytes` bytes in a log page, and pins the page.
 inline Status reserve_in_log(Segment& s, u64 bytes, BlockRequest& want, Placed& out) {
     Objects& o = s.objects;
     for (;;) {
@@ -73,7 +73,7 @@ inline Status reserve_in_log(Segment& s, u64 bytes, BlockRequest& want, Placed& 
             return Status::OK;
         }
         unlock_objects(s);
-        if (!ready) continue;  // our row of pins grows
+        if (!ready) continue;  // our row of pins is too short: ready_row() extends it
         u32 b;
         want.cls = o.log_shift;
         want.pages = log_bytes(s) / s.g.os_page;

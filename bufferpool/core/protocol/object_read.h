@@ -68,7 +68,7 @@ inline void wait_object(Segment& s, u32 e, u64 w) {
     u32 owner = entry.owner.load_relaxed();
     if (prim::futex_wait(&entry.word, u32(plain | object::WAITED), WAIT_SLICE_NS) != -ETIMEDOUT) return;
     if (owner == s.me || seems_alive(s, owner) || !same()) return;
-    if (!s.has_slot(owner)) {  // damaged: nobody loads it
+    if (!s.has_slot(owner)) {  // the entry is damaged: no client loads it
         end_load(s, e, plain, owner);
         return;
     }
@@ -76,14 +76,18 @@ inline void wait_object(Segment& s, u32 e, u64 w) {
     if (same() && s.clients[owner - 1].state.load_acquire() == CLIENT_FREE) end_load(s, e, plain, owner);
 }
 
-// INTERRUPTED: a signal's handler has raised, or a lock could not be taken in the time of the call.
+// The result of begin_object(). HIT: there is a value. STALE: an expired one, while another client loads a new value.
+// LOAD: this client loads the value. FAILED: the load for which it has waited has failed. UNKEPT: the value of that
+// load could not be kept, or there is no room for a load: the caller computes the value for itself. BUSY: another
+// client loads the value, and the call shall not wait. LATE: the call's time is over. INTERRUPTED: a signal handler has
+// raised, or a lock could not be taken in the time of the call.
 enum class Begun { HIT, LOAD, FAILED, UNKEPT, LATE, BUSY, STALE, INTERRUPTED };
 
 struct LoadRequest {
     ObjectKey key{};
-    bool wait = true;      // false: return BUSY if another client loads it
+    bool wait = true;      // false: return BUSY if another client loads the value
     bool stale = false;    // return an expired value while another client loads a new one
-    bool waited = false;   // in, out: whether a load of another client has been waited for
+    bool waited = false;   // in, out: whether the call has waited for a load of another client
     FoundObject found{};   // HIT, STALE, FAILED: with a pin
     PutObject put{};       // LOAD: with `entry` and `word`, which name the load
 };
@@ -108,9 +112,10 @@ inline Status claim_load(Segment& s, LoadRequest& want) {
     }
 }
 
-// Begins the load of a new value in place of an expired one, which is kept until then. Its entry names the client that
-// loads. OK: the load is ours. WAIT: another client loads it. In both cases put.entry and put.word name the load.
-// ABSENT: the entry has changed. (set_expiry leaves the word as it is, so the expiry is looked at again.)
+// Begins the load of a new value that replaces an expired one, which is kept until the load ends. The owner of its
+// entry is the client that loads. OK: the load is ours. WAIT: another client loads the value. In both cases put.entry
+// and put.word name the load. ABSENT: the entry has changed. (set_expiry() does not change the word, so the expiry is
+// read again.)
 inline Status claim_renewal(Segment& s, LoadRequest& want) {
     ObjectEntry& entry = s.objects.entries[want.found.entry];
     if (!lock_objects(s)) return Status::INTERRUPTED;
@@ -119,12 +124,12 @@ inline Status claim_renewal(Segment& s, LoadRequest& want) {
     bool same = (entry.word.load_relaxed() & ~object::WAITED) == want.put.word;
     same = same && is_expired(entry.expires_ns.load_relaxed());
     if (same && want.put.word & object::LEFT) {
-        end_load_locked(s, want.put.entry);  // who waited for it was woken when it was left
+        end_load_locked(s, want.put.entry);  // its waiters were woken when it was left
         same = false;
     }
     bool others = same && entry.owner.load_relaxed();
     if (same && !others) {
-        entry.expires_ns.store_relaxed(prim::coarse_ns());  // when the load began; the value is expired still
+        entry.expires_ns.store_relaxed(prim::coarse_ns());  // when the load began; so the value is still expired
         entry.owner.store_seq_cst(u16(s.me));
         BP_POINT("renewal.claimed");
     }
@@ -132,8 +137,9 @@ inline Status claim_renewal(Segment& s, LoadRequest& want) {
     return !same ? Status::ABSENT : others ? Status::WAIT : Status::OK;
 }
 
-// What a caller does that has found an entry of its key. WAITING: it waits for the load that put.entry and put.word
-// name. AGAIN: it searches again. NEW: it begins a load in place of the present value.
+// What begin_object() does next if it has found an entry of the key. WAITING: it waits for the load that put.entry and
+// put.word name. AGAIN: it searches again. NEW: it begins a load. LOAD: it has begun one (claim_renewal). The others
+// are results (Begun).
 enum class Offer { HIT, FAILED, UNKEPT, STALE, LOAD, WAITING, AGAIN, NEW, INTERRUPTED };
 inline Offer offer_of(Segment& s, LoadRequest& want) {
     FoundObject& found = want.found;
@@ -154,7 +160,7 @@ inline Offer offer_of(Segment& s, LoadRequest& want) {
     }
 }
 
-// Returns the value of a key, or begins its load, which is ours then.
+// Finds the value of a key, or begins its load.
 inline Begun begin_object(Segment& s, LoadRequest& want) {
     for (;;) {
         Look look = find_surely(s, want.key, want.found);
@@ -241,7 +247,7 @@ inline void make_cache(Segment& s, u32 slot, const char* name) {
     for (u32 i = 0; i < CACHE_USES; i++) cache.before[i].store_relaxed(sums[i]);
     cache.opened_ns.store_relaxed(prim::realtime_ns());
     u32 number = cache.number.load_relaxed();
-    cache.number.store_release(number ? number + CACHES : slot + CACHES);  // its place in the numbers stays the same
+    cache.number.store_release(number ? number + CACHES : slot + CACHES);  // the slot remains number % CACHES
     BP_POINT("cache.named");
     cache.state.store_release(CACHE_LIVE);
 }

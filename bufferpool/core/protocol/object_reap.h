@@ -1,5 +1,5 @@
 // Releases what a dead client held among the objects: the lock, its loads, its pins, and the blocks that it was
-// filling. If the reaper dies at any step, another reaper begins again.
+// filling. The reaper may die at any step; another reaper then begins again.
 #pragma once
 
 #include "protocol/object_write.h"

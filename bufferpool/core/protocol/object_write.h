@@ -24,10 +24,10 @@ struct PutObject {
     u64 expires_ns = 0;
     u32 cost = 0;
     EntryKind state = OBJECT_LIVE;
-    // The load that this ends; or NONE.
+    // The load that this value ends: its entry (NONE: there is no load), and the word that the entry has during it.
     u32 entry = NONE;
     u64 word = 0;
-    u64 replaces = 0;  // the word of the value that this one replaces, and whose expiry it keeps; 0: of any value
+    u64 replaces = 0;  // the word of the value that this one must replace, and whose expiry it keeps; 0: any value
     Placed to{};
 
     u64 value() const { return object::value(kind, bytes); }
@@ -40,7 +40,7 @@ inline u64 largest_record(Segment& s, const CacheSlot& cache) {
     return (limit && limit < most ? limit : most) / 4;
 }
 
-// A cache above its limit makes room among its own objects.
+// Evicts objects of the same cache until the record fits into the cache's limit. Returns false if that is not possible.
 inline bool keep_limit(Segment& s, const PutObject& put) {
     CacheSlot& cache = cache_of(s, put.key.cache);
     u64 limit = cache.limit.load_relaxed();
@@ -120,7 +120,7 @@ inline bool is_same_load(Segment& s, const ObjectEntry& entry, const PutObject& 
     return (entry.word.load_relaxed() & ~object::WAITED) == put.word && entry.owner.load_relaxed() == s.me;
 }
 
-// The fields of an entry whose state is CHANGING.
+// Writes the fields of an entry whose state is CHANGING.
 inline void set_entry(Segment& s, u32 e, const PutObject& put) {
     ObjectEntry& entry = s.objects.entries[e];
     entry.hash.store_relaxed(put.key.hash);
@@ -170,13 +170,13 @@ inline bool continue_value(const ObjectEntry& entry, PutObject& put) {
     return true;
 }
 
-// Under the lock. `wake`: the entry for whose change clients wait.
+// Publishes a record. Under the lock. `wake`: the entry whose waiters the caller wakes after it has released the lock.
 inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     ObjectsHeader& h = *s.objects.header;
     if (!is_cache(s, put.key.cache)) return Published::REMOVED;
     u32 e = find_locked(s, put.key);
     if (e != NONE && s.objects.entries[e].word.load_relaxed() & object::LEFT) {
-        end_load_locked(s, e);  // who waited for it was woken when it was left
+        end_load_locked(s, e);  // its waiters were woken when it was left
         e = find_locked(s, put.key);
     }
     if (put.entry != NONE && (e != put.entry || !is_same_load(s, s.objects.entries[e], put)))
@@ -223,8 +223,8 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     return Published::YES;
 }
 
-// Makes the value visible, as a whole. Afterwards the object has the room, or the room was given back; a thread that
-// may not wait (Quick) still has it after GIVEN_UP.
+// Makes the value visible, as a whole. If the result is not YES, the room of the record is given back, but not after
+// GIVEN_UP in a thread that may not wait (Quick), which tries again.
 inline Published publish_object(Segment& s, PutObject& put) {
     Published r = Published::GIVEN_UP;
     u32 wake = NONE;
@@ -254,8 +254,8 @@ inline Published publish_object(Segment& s, PutObject& put) {
     return r;
 }
 
-// Stores a value: room, copy, publish. FULL: it was not kept, and `status` says why. WAIT: this thread may not wait
-// (Quick), and calls it again when it may; the room that it has then is in `put`.
+// Stores a value: takes room, copies, publishes. FULL: the value was not kept, and `status` says why. If that is WAIT,
+// this thread may not wait (Quick), and calls this function again when it may; `put` has the room that was taken.
 inline Published store_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u32 n, Status& status) {
     for (u32 tries = 0; put.to.block == NONE; tries++) {
         status = reserve_object(s, put);
@@ -298,8 +298,8 @@ inline Status set_expiry(Segment& s, const ObjectKey& key, u64 expires_ns) {
     return live ? Status::OK : Status::ABSENT;
 }
 
-// Ends a load of ours without the lock: the clients that wait for it, and all who want the key, find it LEFT, and one
-// of them removes it. (While the entry has this word, the load is ours: its end makes another version.)
+// Ends a load of ours without the lock: it marks the entry as LEFT, and the next client that wants the key, or room,
+// removes the entry. (While the entry has this word, the load is ours, because its end raises the version.)
 inline void leave_load(Segment& s, u32 e, u64 word) {
     if (!has_entry(s, e) || s.objects.entries[e].owner.load_relaxed() != s.me) return;
     Atomic<u64>& at = s.objects.entries[e].word;
@@ -311,8 +311,8 @@ inline void leave_load(Segment& s, u32 e, u64 word) {
     }
 }
 
-// Ends a load of `owner` without a value. If the lock cannot be taken soon, a load of ours is left, and one of another
-// client remains for the next client that finds it.
+// Ends a load of `owner` without a value. If the lock cannot be taken soon, a load of ours is marked as LEFT, and the
+// load of another client remains for the next client that finds it.
 inline void end_load(Segment& s, u32 e, u64 word, u32 owner) {
     if (!lock_objects_briefly(s)) {
         if (owner == s.me) leave_load(s, e, word);
@@ -327,8 +327,8 @@ inline void end_load(Segment& s, u32 e, u64 word, u32 owner) {
 
 constexpr u32 CLEAR_BATCH = 512;
 
-// Removes all objects of a cache that are there when it begins, and counts their values in `n`. INTERRUPTED: some are
-// left.
+// Removes all objects that a cache has at the beginning of the call, and counts their values in `n`. INTERRUPTED: some
+// remain.
 inline Status clear_objects(Segment& s, u32 cache, u64& n) {
     n = 0;
     u32 high = s.objects.header->entries_high.load_relaxed();

@@ -1,9 +1,11 @@
-// Objects: the mapping of their area, their lock, and how their tables grow. (Blocks: object_blocks.h; the hash
-// table: object_index.h; values: object_write.h; eviction: object_evict.h; the dead: object_reap.h.)
+// Objects: how their area is made, how its tables grow, and whether a client pins a block. (Blocks: object_blocks.h;
+// the hash table and the lock: object_index.h; values: object_write.h; eviction: object_evict.h; dead clients:
+// object_reap.h.)
 //
-// Every change is made under the lock of the objects. If the owner of the lock dies, the client that inherits it
-// rebuilds everything that the lock protects, from the entries and the words of the blocks (rebuild_objects). A client
-// that has the lock copies no values, makes no system call and calls no Python. A hit takes no lock:
+// Every change is made under the lock of the objects, except for pins, and for what a client that cannot get the lock
+// leaves to its next owner. If the owner of the lock dies, the client that inherits it rebuilds everything that the
+// lock protects, from the entries and the words of the blocks (rebuild_objects). A client that has the lock copies no
+// values, makes no system call and calls no Python. A hit takes no lock:
 //
 //   reader   reads the entry · counts its pin on the block · reads the entry's word again
 //   remover  changes the entry's word · reads the pins on the block
@@ -18,7 +20,7 @@ namespace bp {
 
 // ---- the area ------------------------------------------------------------------
 
-// The largest area that this process can map twice: its address space is limited.
+// The bytes of the largest area that this process can map twice, because its address space may be limited.
 inline u64 object_bytes_for(Segment& s) {
     for (u32 less = 0;; less++) {
         u64 bytes = object_room(s.g, less);
@@ -28,8 +30,8 @@ inline u64 object_bytes_for(Segment& s) {
     }
 }
 
-// Makes the area of a pool's first cache, and maps it. If this client dies in between, the next owner of the growth
-// lock undoes what it has made (repair_growth).
+// Makes the area, for a pool's first cache, and maps it. If this client dies in between, the next owner of the growth
+// lock gives the memory back to the kernel (repair_growth).
 inline int make_objects(Segment& s, u32 log_shift) {
     int r = map_objects(s);
     if (r != -ENOENT) return r;
@@ -73,7 +75,7 @@ inline bool has_block(Segment& s, u32 b) {
 inline u64 log_bytes(Segment& s) { return u64(1) << s.objects.log_shift; }
 inline u64 block_bytes(u64 word) { return u64(1) << block::size_class(word); }
 inline u64 block_offset(Segment& s, u32 b) { return s.objects.blocks[b].at.load_relaxed() * s.g.os_page; }
-// Where a block's memory lies in this process; null if its word is damaged. Writers use `data`, readers `read_base`.
+// Whether a block's class is valid, and the block lies within the area. If not, its fields are damaged.
 inline bool is_whole_block(Segment& s, u32 b) {
     u64 w = s.objects.blocks[b].word.load_acquire();
     u32 cls = block::size_class(w);
@@ -81,8 +83,8 @@ inline bool is_whole_block(Segment& s, u32 b) {
     return cls < BLOCK_CLASSES && block_offset(s, b) < room && block_bytes(w) <= room - block_offset(s, b);
 }
 
-// Whether a whole block lies between its neighbours: blocks have the order of their numbers. If it does not, its place
-// is damaged, or that of a neighbour, and who wrote to it or punched it might destroy another value.
+// Whether a block lies between its neighbours: blocks lie in the order of their numbers. If it does not, its place or
+// that of a neighbour is damaged, and a write to it, or a punch, might destroy another value.
 inline bool is_in_order(Segment& s, u32 b) {
     auto end = [&](u32 n) {
         const ObjectBlock& k = s.objects.blocks[n];
@@ -93,13 +95,13 @@ inline bool is_in_order(Segment& s, u32 b) {
     return last || end(b) <= s.objects.blocks[b + 1].at.load_relaxed();
 }
 
-// The OS pages of a whole block that may have memory. A damaged number never leads beyond the block.
+// How many OS pages of a block may have memory: never more than the block has, even if the number is damaged.
 inline u32 memory_pages(Segment& s, u32 b) {
     const ObjectBlock& k = s.objects.blocks[b];
     return u32(std::min<u64>(k.memory.load_acquire(), block_bytes(k.word.load_relaxed()) / s.g.os_page));
 }
 
-// How values of a kind are aligned in their record.
+// The alignment of values of a kind in their record.
 constexpr u8 ALIGNED_KIND = 0x80;
 constexpr u64 alignment(u8 kind) { return kind & ALIGNED_KIND ? 64 : 16; }
 inline u64 record_bytes(u64 key_bytes, u64 value) {
@@ -118,8 +120,9 @@ inline u64 most_shared(Segment& s) { return log_bytes(s) / LEAST_SHARES; }
 
 constexpr u32 LEAST_STEP = 64;
 
-// Adds memory for more entries, blocks or heads: at least one more than `has`. Returns 0 or -errno; -ENOBUFS: the
-// area has no room for more; -EINTR: the growth lock could not be taken in the time of the call.
+// Gives memory to more elements of a table (entries, blocks or heads): an eighth more, or LEAST_STEP. `word` counts
+// them. Returns 0 or -errno; -ENOBUFS: the table has its largest size; -EINTR: the growth lock could not be taken in
+// the time of the call, or not at once (`waits` is false).
 inline int grow_object_table(Segment& s, Atomic<u64>& word, u64 table_at, u32 size, u32 most, bool waits = true) {
     if (!(waits ? lock_growth(s) : try_lock_growth(s))) return -EINTR;
     u64 w = word.load_seq_cst();
@@ -144,15 +147,16 @@ inline int grow_blocks(Segment& s) {
     return grow_object_table(s, s.objects.header->blocks_ready, s.objects.at.blocks_at, sizeof(ObjectBlock),
                              s.objects.at.max_blocks);
 }
-// Without a wait: fewer heads make the chains longer, and the next value that is put tries again.
+// It does not wait for the growth lock: with fewer heads the chains are longer, and the next value that is put tries
+// again.
 inline int grow_heads(Segment& s) {
     return grow_object_table(s, s.objects.header->heads_ready, s.objects.at.heads_at, sizeof(ObjectHead),
                              s.objects.at.max_entries, false);
 }
 
-// Adds memory for a client's pins on all present blocks, and for its counters, before the client's first pin there. A
-// client that reads the pins on a block has changed the entry first. So a reader whose row was too short at that moment
-// finds the entry changed when it reads it again.
+// Gives memory to a client's row: to its counters, and to its pins on all present blocks, before the client's first pin
+// there. A client that reads the pins on a block has changed the entry first. So if a reader's row was too short when
+// it was read, the reader pins later, and then finds that the entry has changed.
 inline int grow_pin_row(Segment& s, u32 c, bool interruptible = true) {
     Objects& o = s.objects;
     if (!lock_growth(s, interruptible)) return -EINTR;

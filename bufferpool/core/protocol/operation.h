@@ -1,4 +1,5 @@
-// An operation under way, with its intent: what it is about to change. A reaper reads it if the client dies meanwhile.
+// An operation under way, and its intent, which says what the operation is about to change. If the client dies
+// meanwhile, a reaper reads the intent.
 #pragma once
 
 #include <pthread.h>
@@ -7,9 +8,10 @@
 
 namespace bp {
 
-inline u64 this_thread() { return u64(pthread_self()) | 1; }  // never 0; and the number is an aligned address
+// A number of this thread, which is never 0. (pthread_self() is an aligned address, so its lowest bit is free.)
+inline u64 this_thread() { return u64(pthread_self()) | 1; }
 
-// Reserves an intent of this client while the object lives.
+// Reserves one of this client's operations, with its intent, while the object lives.
 class OpSlot {
     Segment& s_;
     int index_ = -1;
@@ -30,8 +32,8 @@ class OpSlot {
 public:
     explicit OpSlot(Segment& s) : s_(s) {
         if (claim()) return;
-        // All are in use: wait until one ends. But the operations of a loader do not end while it waits here for one
-        // more.
+        // All are in use: wait until one ends. The operations of threads that wait here do not end meanwhile: if all
+        // belong to such threads, the wait would never end (`nested_`).
         u32 ours = 0;
         for (auto& thread : s.op_thread) ours += thread.load_relaxed() == this_thread();
         s.ops_held.add_seq_cst(ours);
@@ -43,7 +45,7 @@ public:
         }
         s.ops_held.sub_seq_cst(ours);
     }
-    // Reserves an intent only if one is free now.
+    // Reserves an operation only if one is free now.
     struct IfFree {};
     OpSlot(Segment& s, IfFree) : s_(s) { claim(); }
     // Takes over an operation whose index release() returned.

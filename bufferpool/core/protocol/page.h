@@ -1,5 +1,5 @@
-// Pages: loading, writing, dropping, moving (for pinning see pin.h). The order of the steps
-// is chosen so that a death at any step can be repaired (docs/design.md, "The steps"). The transitions:
+// Pages: the steps of loading, writing, discarding and moving one (for pinning see pin.h). Their order is chosen so
+// that a death at any step can be repaired (docs/design.md, "The steps"). The transitions:
 //
 //   entry   ABSENT -> LOADING(me) -> RESIDENT(f)        load
 //           LOADING(me) -> ABSENT                       a load that failed
@@ -21,13 +21,14 @@ namespace bp {
 
 // ---- load --------------------------------------------------------------------
 
-// ABSENT -> LOADING(me). OK: the page is ours to fill. The ghost, the ring and
-// the "dropped" bit stay in the word, for a load that fails. `among`: the number of the operation that loads the page
-// together with others (load_many.h); 0: it is loaded alone.
+// ABSENT -> LOADING(me). Returns ABSENT if the entry is LOADING(me) now, so that the caller loads the page; OK if the
+// page is resident; WAIT if another client is changing the entry. The ghost, the ring and the discarded bit (V) remain
+// in the word, for a load that fails. `among`: the number of the operation that loads the page together with others
+// (load_many.h); 0: it is loaded alone.
 inline Status begin_load(Segment& s, Intent& intent, u32 page, u32 among = 0) {
     Atomic<u64>& word = s.entries[page];
     u64 e = word.load_acquire();
-    if (entry::state(e) == RESIDENT) return Status::OK;  // the caller pins again
+    if (entry::state(e) == RESIDENT) return Status::OK;
     if (entry::state(e) != ABSENT) return Status::WAIT;
     intent.frame.store_relaxed(NONE);
     intent.page.store_release(page);
@@ -39,7 +40,7 @@ inline Status begin_load(Segment& s, Intent& intent, u32 page, u32 among = 0) {
     u64 loading = entry::with_owner(entry::with_state(e, LOADING), s.me);
     if (word.cas_seq_cst(e, entry::with_flusher(loading, among))) {
         BP_POINT("load.loading");
-        return Status::ABSENT;  // ours: load it
+        return Status::ABSENT;
     }
     if (!among) intent.op.store_release(u32(Op::NONE));
     return Status::WAIT;
@@ -53,7 +54,7 @@ inline void unclaim(Segment& s, u32 page, u32 c) {
     });
 }
 
-// Frees the frame that was taken for a page, which is not loaded.
+// Frees a frame that was taken for a page whose load has failed.
 inline void free_unused(Segment& s, u32 page, u32 f) {
     Counted counted = counted_now(s, page);
     free_frame(s, f);
@@ -70,11 +71,12 @@ inline void abort_load(Segment& s, Intent& intent, u32 page, u32 f) {
 struct Image {
     bool dirty = false, is_volatile = false;
     u64 lsn = 0;
-    bool ahead = false;  // read ahead, and not used yet
-    int tag = -1;        // the policy's when the frame was taken; -1: the present one
+    bool ahead = false;  // the page is read ahead, and is not used yet
+    int tag = -1;        // the policy's tag when the frame was taken; -1: its present tag
 };
 
-// Publishes a filled frame: first LIVE and pinned by this client, then visible in the entry. The intent has the page.
+// Publishes a loaded page: its filled frame becomes LIVE and pinned by this client, and then its entry RESIDENT. The
+// intent names the page.
 inline void publish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image) {
     FrameSlot& slot = s.frames[f];
     slot.lsn.store_relaxed(image.lsn);
@@ -114,9 +116,8 @@ inline void end_write(Segment& s, u32 page) {
     });
 }
 
-// Takes the writer field of a resident page; `out` is its frame, which does not change
-// until the field is released: neither eviction, compaction nor another writer
-// changes a page that has a writer.
+// Takes the writer field of a resident page. `out` is its frame, which remains the page's frame until the field is
+// released: a page with a writer is not evicted, compacted or written by another client.
 inline Status begin_write(Segment& s, u32 page, u32& out) {
     Atomic<u64>& word = s.entries[page];
     u64 e = word.load_acquire();
@@ -131,10 +132,10 @@ inline Status begin_write(Segment& s, u32 page, u32& out) {
     return Status::CORRUPT;  // the entry, or the frame's word, is damaged
 }
 
-// Changes the frame of a page whose writer is this client from `f` to `g`, which is BUSY(me) and filled,
-// and retires `f`. The writer field must outlive the intent: otherwise
-// the page might be evicted, and a reaper could not tell from the intent whether the swap was done.
-// Returns true when `f` became BUSY(me) (no client pins it).
+// Changes the frame of a page whose writer is this client from `f` to `g`, which is BUSY(me) and filled, and retires
+// `f`. The caller releases the writer field after that, when the intent has ended: otherwise the page might be evicted
+// before, and a reaper could not tell from the intent whether the swap was done. True: `f` is BUSY(me), because no
+// client pins it.
 inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 set) {
     intent.page.store_relaxed(page);
     intent.frame.store_relaxed(g);
@@ -153,8 +154,8 @@ inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 s
     return ours;
 }
 
-// Publishes `bytes` as the new version of a page whose writer is this client,
-// and releases the writer field.
+// Publishes `bytes` as the new version of a page whose writer is this client, and releases the writer field. If not OK,
+// nothing is published, and this client is still the writer.
 inline Status publish(Segment& s, u32 page, const void* bytes, Image image, FrameRequest& want) {
     OpSlot op(s);
     if (!op.valid()) return op.why_not();
@@ -186,8 +187,8 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
 
 // ---- discard -----------------------------------------------------------------
 
-// Drops a page without write-back: RESIDENT(f, writer me) -> ABSENT. A pin on
-// `f` prevents its reuse while the intent has it. True: `f` is BUSY(me).
+// Drops a page without write-back: RESIDENT(f, writer me) -> ABSENT. A pin on `f` prevents its reuse while the intent
+// names it. True: `f` is BUSY(me).
 inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
     Counted counted = counted_now(s, page);
     s.pin_count(f).add_seq_cst(1);
@@ -206,16 +207,15 @@ inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
     return settle_retired(s, f);
 }
 
-// Clears the entry of an absent page: its ghost, and that it was discarded (drop of an absent page).
+// Clears the ghost and the discarded bit of an absent page, which is being dropped.
 inline void forget(Segment& s, u32 page) {
     change_entry(s.entries[page], [](u64 e) { return entry::state(e) == ABSENT ? (e & entry::RING) | ABSENT : e; });
 }
 
 // ---- move --------------------------------------------------------------------
 
-// Moves a page from frame `f` to `g`, which is BUSY(me): it publishes the same content.
-// False: the page cannot be moved now; `g` is still BUSY(me).
-// True: `f` is BUSY(me) if `ours`, else RETIRED until its last reader unpins it.
+// Moves a page from frame `f` to `g`, which is BUSY(me), by publishing the same content. False: the page cannot be
+// moved now, and `g` is still BUSY(me). True: `f` is BUSY(me) if `ours`, else RETIRED until its last reader unpins it.
 inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
     EntryLook look(s);
     u64 w = s.frames[f].word.load_acquire();

@@ -1,11 +1,12 @@
-// The pin protocol. A pin is a count that a client keeps for a frame in its own column of the pin table (layout.h):
-// while it is not zero, no client reuses the frame. Before a frame is reused, after an eviction or after a newer
-// version superseded it, any_pin() is called.
+// The pin protocol. Each client has a count of its pins on each frame (layout.h). While any client's count is not zero,
+// no client reuses the frame: any_pin() is called first, when the page was evicted, or its version superseded or
+// dropped.
 //
 //   pin     load the entry, increment the count, load the entry again: the pin is valid if it names the frame (rule 2)
 //   unpin   decrement the count; the last reader of a retired frame frees it
 //   evict   close the entry, then read the pins (rule 3; evict.h)
-//   pending look at the group word, count the pin on the frame that it decides for, look at all three again
+//   pending load the group word, increment the count of the frame that it decides for, load the entry, the frame's word
+//           and the group word again (pin_pending)
 //
 //   RETIRED -> SETTLING(me) -> BUSY(me)   settle_retired, by any client that finds no pin left
 //          SETTLING(me) -> RETIRED        a pin is left after all
@@ -22,7 +23,7 @@ inline void free_frame(Segment& s, u32 f);
 // that no new pin can succeed (rule 3), hence sequentially consistent.
 inline bool any_pin(Segment& s, u32 f) {
     u32 used = s.g.max_clients < STRIPES ? s.g.max_clients : s.stripes(), words = s.g.stripe_clients / 4;
-    u64 stride = s.g.stripe_bytes;  // the compiler reads what stands in a Segment anew after each atomic access
+    u64 stride = s.g.stripe_bytes;  // in a variable, because the compiler would load it again after each atomic access
     auto at = reinterpret_cast<const u8*>(s.stripe_row(0, f));
     for (u32 stripe = 0; stripe < used; stripe++, at += stride) {
         auto row = reinterpret_cast<const Atomic<u64>*>(at);
@@ -60,12 +61,12 @@ inline void unpin(Segment& s, u32 f) {
 }
 
 // Pins a page that is being published with others (publish_many.h): the new version if the group is committed, else the
-// old one. WAIT: it is not pending any more, or changes just now: look again.
+// old one. WAIT: the page is not pending any more, or is changing: the caller tries again.
 //
-// All that is read belongs to one group if the group word is the same before and after: an entry is PENDING, and a
-// frame JOINING, only while the word has its group's number. The frame of the old version retires only after the entry
-// has changed, so the second look at the entry, after the count, makes the pin valid (rule 2); and it is the page's
-// version at the first look at the group word.
+// If the group word is the same before and after, all that was read in between belongs to one group, because an entry
+// is PENDING, and a frame JOINING, only while the word has its group's number. The pin is valid (rule 2), because the
+// frame of the old version retires only after the entry has changed, and the entry is loaded again after the count was
+// incremented. And the pinned version is the page's version at the first load of the group word.
 [[gnu::noinline]] inline Status pin_pending(Segment& s, u32 page, u32& out) {
     Atomic<u64>& word = s.entries[page];
     u64 e = word.load_seq_cst();
@@ -94,8 +95,8 @@ inline void unpin(Segment& s, u32 f) {
     return Status::WAIT;
 }
 
-// Pins the page if it is resident. Rule 2: increment the count, then load the entry again. WAIT also for a PENDING
-// page: a hit, which has this inlined, shall have no further call.
+// Pins the page if it is resident. Rule 2: increment the count, then load the entry again. It also returns WAIT for a
+// PENDING page, which pin_there() pins: this function is inlined into a hit, and calls no other on its way.
 [[gnu::always_inline]] inline Status pin(Segment& s, u32 page, u32& out) {
     Atomic<u64>& word = s.entries[page];
     for (int tries = 0; tries < 1000; tries++) {
@@ -105,7 +106,8 @@ inline void unpin(Segment& s, u32 f) {
         if (!s.has_frame(f)) return Status::CORRUPT;
         Atomic<u16>& count = s.pin_count(f);
         if (count.load_relaxed() >= PIN_MAX) return Status::TOO_MANY_PINS;
-        // What nearly all frames say is read before the count, so that the processor fetches both at the same time.
+        // The frame's word is read before the count is incremented, so that the processor fetches both at the same
+        // time. If it is as expected, which it nearly always is, it need not be read again.
         bool sound = s.frames[f].word.load_relaxed() == frame::live(page);
         count.add_seq_cst(1);
         if (entry::is_resident_in(word.load_seq_cst(), f)) [[likely]] {
@@ -119,7 +121,7 @@ inline void unpin(Segment& s, u32 f) {
     return Status::WAIT;
 }
 
-// The same, and a PENDING page is pinned too.
+// Pins the page if it is resident or PENDING.
 [[gnu::noinline]] inline Status pin_there(Segment& s, u32 page, u32& out) {
     for (int tries = 0; tries < 1000; tries++) {
         Status status = pin(s, page, out);
@@ -129,8 +131,7 @@ inline void unpin(Segment& s, u32 f) {
     return Status::WAIT;
 }
 
-// Frees every retired frame that no client pins any more, as dead readers
-// leave them. Returns their number.
+// Frees every retired frame that no client pins any more; dead readers leave such frames. Returns their number.
 inline u32 sweep_retired(Segment& s) {
     u32 n = 0;
     s.has_frame(s.g.max_frames - 1);

@@ -29,8 +29,8 @@ struct GroupPage {
     u32 page;
     const void* bytes;
     u64 lsn;
-    u32 frame = NONE;  // of the new version
-    u32 old = NONE;  // of the version that it replaces
+    u32 frame = NONE;       // of the new version
+    u32 old = NONE;         // of the version that it replaces
     bool old_ours = false;  // `old` is BUSY(me) now
 };
 
@@ -53,8 +53,8 @@ inline bool fill_version(Segment& s, GroupPage& p) {
     return true;
 }
 
-// Completes one page of a committed group: its entry names the new version `g` for good, and `f` is retired. The client
-// and its reaper call it. The writer field is released after the intent has ended, as in a publish.
+// Completes one page of a committed group: its entry becomes RESIDENT in the frame `g` of the new version, and `f` is
+// retired. The client or its reaper calls it. The writer field is released after the intent has ended, as in a publish.
 inline void settle_page(Segment& s, Intent& intent, u32 page, u32 f, u32 g) {
     intent.frame.store_relaxed(g);
     intent.old.store_relaxed(f);
@@ -69,7 +69,7 @@ inline void settle_page(Segment& s, Intent& intent, u32 page, u32 f, u32 g) {
 }
 
 // Publishes new versions of pages whose writer is this client, all or none, and releases the writer fields. If not OK,
-// nothing is published and the writer fields are as before: an attempt that finds no frame keeps none while it waits.
+// nothing is published, no frame is kept while the caller waits for one, and this client is still the writer.
 inline Status publish_pages(Segment& s, GroupPage* pages, u32 n, FrameRequest& want) {
     OpSlot op(s);
     if (!op.valid()) return op.why_not();

@@ -1,7 +1,8 @@
 // Reaping: releasing what a dead client held, and completing or undoing its operations (rules 10 and 11).
 //
-// A client is alive while its byte lock is held. A reaper holds that lock, and works in numbered phases. Every change
-// is a CAS from the state that the dead client left, so a reaper may die at any point, and the next one starts over.
+// A client is alive while its byte lock is held (liveness.h). A reaper takes that lock, and works in numbered phases.
+// Every change is a CAS from the state that the dead client left, or can be repeated: so a reaper may die at any point,
+// and the next one starts over.
 #pragma once
 
 #include "protocol/counters.h"
@@ -22,7 +23,7 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     };
     if (op == Op::EVICT && s.has_page(victim)) {
         settle_entry(s, victim, [&](u64 e) {
-            // A PENDING page has not been closed by this eviction, but by a group of another thread of the client.
+            // A PENDING page is not being evicted: it belongs to a group of another thread of the client.
             if (entry::state(e) != EVICTING || entry::is_pending(e) || entry::owner(e) != c) return e;
             u32 at = entry::frame(e);
             bool there = s.has_frame(at) && s.frames[at].word.load_acquire() == frame::live(victim);
@@ -31,8 +32,8 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
         });
     }
     if ((op == Op::LOAD || op == Op::LOAD_MANY || op == Op::EVICT) && s.has_page(page)) {
-        // The frame belongs to the load only while the entry is LOADING(c), which no other client changes. Later it
-        // belongs to the page: a writer may be about to retire it, and the entry may name another already.
+        // The frame belongs to the load only while the entry is LOADING(c), which no other client changes. After that
+        // it belongs to the page: a writer may be about to retire it, and the entry may already name another frame.
         u64 e = s.entries[page].load_acquire();
         if (entry::state(e) == LOADING && entry::owner(e) == c) frame_cas(f, frame::live(page), frame::busy(c));
         unclaim(s, page, c);
@@ -56,8 +57,8 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     intent.op.store_release(u32(Op::NONE));
 }
 
-// Frees the BUSY frames of a dead client. It is unknown whether they have memory, so
-// they are punched in any case (punching a hole has no effect). False: another client has the memory lock.
+// Makes the BUSY frames of a dead client holes. It is unknown whether they have memory, so they are punched in any case
+// (punching a hole has no effect). False: another client has the memory lock.
 inline bool reap_busy(Segment& s, u32 c) {
     for (u32 f = 0; f < s.ready;) {
         auto is_dead = [&](u32 i) {
@@ -82,8 +83,8 @@ inline bool reap_busy(Segment& s, u32 c) {
     return true;
 }
 
-// Releases a lock that the dead client held, after repairing what it protects. A waiter may set its bit
-// meanwhile, so the CAS is repeated: the slot must not be freed while a lock has its number.
+// Releases a lock that the dead client held, after repairing what it protects. The CAS is repeated, because a waiter
+// may set the wait bit meanwhile, and the slot must not be freed while a lock has its number.
 template <class F>
 void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
     u32 w = lock.word.load_seq_cst();
@@ -95,8 +96,8 @@ void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
     }
 }
 
-// Clears the writer field of entries whose writer is client `c`, and makes the entries that it was loading together
-// ABSENT.
+// Clears the writer field of entries whose writer is client `c`, and makes the entries of pages that it was loading
+// together (load_many.h) ABSENT.
 inline void reap_owned(Segment& s, u32 c) {
     EntryLook look(s);
     s.look_at_ready();
@@ -114,15 +115,15 @@ inline void reap_owned(Segment& s, u32 c) {
     }
 }
 
-// Ends the business of a dead client whose byte lock we hold, and frees its slot.
-// `c` may be our own number: then we took over its slot in order to attach. False: a living process, which is stopped
-// perhaps, has a lock that is needed; or the number of frames, or of spaces, is damaged, so that we cannot find what it
-// has left. The slot is not reused before a reaper has done all of it.
+// Reaps a dead client whose byte lock we hold, and frees its slot. `c` may be our own number: then we took over its
+// slot in order to attach. False: a living process, which may be stopped, has a lock that is needed; or the number of
+// frames or of spaces is damaged, so that we cannot find what the client has left. The slot is not reused before a
+// reaper has completed all phases.
 inline bool reap_held(Segment& s, u32 c) {
     Patience patience(PATIENT_SLICES);
     if (!s.look_at_ready() || !s.look_at_spaces()) return false;
     BP_POINT("reap.begin");
-    // 1. The locks that it held, with what they protect.
+    // 1. The locks that it held: what they protect is repaired, and they are released.
     reap_lock(s, c, s.header->memory, [&] { rebuild(s); });
     if constexpr (ADVISES) reap_lock(s, c, s.header->advice, [&] { forget_advice(s); });
     reap_lock(s, c, s.header->growth, [&] { repair_growth(s); });
@@ -139,7 +140,7 @@ inline bool reap_held(Segment& s, u32 c) {
     // together, which its BUSY frames name.
     reap_owned(s, c);
     BP_POINT("reap.fields");
-    // 4. Its pins, and the retired frames that only they kept, or that it was about to settle.
+    // 4. Its pins; the frames that it was about to settle; and the retired frames that only its pins kept.
     u64 broken = 0;
     bool has_pins = s.has_pins(c);
     for (u32 f = 0; f < s.ready; f++) {
@@ -158,7 +159,7 @@ inline bool reap_held(Segment& s, u32 c) {
     // 5. Its frames.
     if (!reap_busy(s, c)) return false;
     BP_POINT("reap.frames");
-    // 6. Its scratch spaces, and the entries that only it might still touch.
+    // 6. The blocks of entries that it might touch, and its private spaces.
     leave_blocks(s, c);
     remove_owned(s, c);
     BP_POINT("reap.spaces");
@@ -178,7 +179,7 @@ inline bool reap_held(Segment& s, u32 c) {
     return true;
 }
 
-// False: the client is dead, and could not be reaped now.
+// Reaps client `c` if it is dead. False: it is dead, and could not be reaped now.
 inline bool reap(Segment& s, u32 c) {
     DeadClient dead(s, c);
     return !dead.held() || s.clients[c - 1].state.load_acquire() != CLIENT_LIVE || reap_held(s, c);

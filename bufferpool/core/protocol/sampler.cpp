@@ -1,4 +1,4 @@
-// The sampler's windows: which references of this process are recorded (sampler.h), within a limit of their cost.
+// The sampler's windows, in which references of this process are recorded (sampler.h), and the limit of their cost.
 #include "protocol/operation.h"
 #include "protocol/sampling.h"
 
@@ -19,7 +19,7 @@ static Seen seen_in(Segment& s, const Uses* row) {
 }
 Seen seen_by_us(Segment& s) { return seen_in(s, s.my_uses); }
 
-// The references of all clients, present and past; a fold under way may make it slightly wrong for a moment.
+// The number of references of all clients, present and past. While a fold is under way, it may be slightly wrong.
 u64 all_references(Segment& s) {
     Seen n = seen_in(s, s.use_row(s.header->folded.load_acquire() & 1));
     for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
@@ -40,9 +40,9 @@ static void next_epoch(Segment& s) {
     w.left.store_relaxed(head_of(s).unit.load_relaxed());
 }
 
-// Opens a window. If the last one was not filled, its epoch ends: the length of an epoch is derived from the misses in
-// a window; a few references may have no miss, and in an endless epoch every page
-// would be recorded only once.
+// Opens a window. If the last one was not filled, its epoch ends. (The length of an epoch is derived from the misses in
+// a window. A window of a few references may have no miss, and in an endless epoch every page would be recorded only
+// once.)
 void open_window(Segment& s, u64 now) {
     Sampler& w = s.sampler;
     Seen seen = seen_by_us(s);
@@ -78,7 +78,8 @@ static bool may_open(Segment& s, u64 now) {
     return now >= reopen;
 }
 
-// Keeps the counters as of ten to twenty seconds ago, for the rate. Needs the lock.
+// Keeps two readings of the counters, at least ten seconds apart, from which advise() computes the rate. Needs the
+// advice lock.
 void read_counters(Segment& s, Advice& head, u64 now) {
     constexpr u64 APART_NS = 10'000'000'000;
     if (now - head.later.at_ns < APART_NS) return;
@@ -95,7 +96,8 @@ void apply_window(Segment& s, Shadows& shadows) {
     shadows.apply(w.samples, n < w.WINDOW ? n : w.WINDOW, hits + misses, misses, REMEMBERED);
 }
 
-// Ends the window. If another client works on the shadows, the samples are lost, which makes no figure wrong.
+// Ends the window, and applies its samples to the shadows. If another client works on the shadows, the samples are
+// dropped, which biases no figure.
 void drain(Segment& s) {
     Sampler& w = s.sampler;
     if (!w.gate.load_relaxed()) return;

@@ -18,7 +18,8 @@ void open_window(Segment& s, u64 now);
 void read_counters(Segment& s, Advice& head, u64 now);
 void apply_window(Segment& s, Shadows& shadows);
 
-// Calls `f` with the shadows, under the advice lock; not if the word that bounds their memory is damaged.
+// Calls `work` with the shadows, and then releases the advice lock, which the caller has taken. It does not call `work`
+// if the word that bounds the shadows' memory is damaged.
 template <class F>
 void with_shadows(Segment& s, Acquired how, F work) {
     BP_POINT("advice.locked");

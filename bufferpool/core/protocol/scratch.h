@@ -1,16 +1,17 @@
-// Scratch pages that are not discardable can neither be evicted nor flushed: no other space gets their frames. So an
-// eighth of the budget is kept for the other spaces, and no client's scratch pages may use it. Of the rest, an eighth
-// is kept for the scratch pages of other clients: the private pages of one client may not use it.
+// Scratch pages that were written, and are not discardable, can neither be evicted nor flushed: no other space gets
+// their frames. They are said to be *kept*. So an eighth of the budget is set apart for the other spaces, which kept
+// pages may not use. And an eighth of the rest is set apart for the scratch pages of other clients, which the private
+// pages of one client may not use.
 //
-//   count    adds a page, before it is written (may_keep_one)
-//   uncount  subtracts it: it was dropped (drop.h), or was not written after all
-//   recount  counts all of them, in a pass over the entries of their spaces. The client that finds the share used up
-//            does so
+//   count    adds a page to the number in Header::kept, before the page is written (may_keep_one)
+//   uncount  subtracts it: the page was dropped (drop.h), or was not written after all
+//   recount  counts all kept pages, in a pass over the entries of their spaces. A client does so before it refuses to
+//            keep one more
 //
-// The number may be too high: after a death, or if pages were dropped during a pass. The next recount finds that. It is
-// never too low (but for the moment in which replaced_absent() has not been called yet), and check() verifies that. So
-// a page costs a few steps, in a pool of any size, and a pass is made only before a page is refused. The number of a
-// client's private pages is kept by its process alone: it is too high after another client has removed a space of it.
+// The number may be too high: after a death, or if pages were dropped during a pass. The next recount corrects it. It
+// is never too low (except before replaced_absent() is called), and check() verifies that. So counting a page takes a
+// few steps, in a pool of any size. The process of a client alone counts the client's private pages
+// (Segment::own_kept): its number is too high after another client has removed a private space of this client.
 #pragma once
 
 #include "protocol/client.h"
@@ -18,20 +19,20 @@
 namespace bp {
 
 struct ScratchShare {
-    bool is_own;  // in: the page belongs to a private space of this client
-    bool own_is_full;  // out, with EXHAUSTED: the private pages of this client use up what one client may have
-    u32 used, most;
-    u32 budget;  // out: the budget of the pool at the beginning
-    u32 pass;  // out: the pass in which the page was counted
+    bool is_own;       // in: the page belongs to a private space of this client
+    bool own_is_full;  // out, with EXHAUSTED: this client has as many private pages as one client may have
+    u32 used, most;    // out, with EXHAUSTED: how many pages are counted, and how many may be
+    u32 budget;        // out: the budget of the pool at the beginning
+    u32 pass;          // out: the pass in which the page was counted
 };
 
-// Counts the scratch pages that are kept in the spaces that `wanted(slot)`. It looks at each page once, so a page that
-// moves to another frame meanwhile counts once. False: there is no memory for the list of spaces.
+// Counts the kept pages of the spaces for which `wanted(slot)` is true. It reads each entry once, so a page that moves
+// to another frame meanwhile counts once. False: there is no memory for the list of spaces.
 template <class Wanted>
 bool count_pages(Segment& s, u32& n, Wanted wanted) {
     Vec<EntryRun> runs;
     auto has_kept = [&](SpaceSlot& t) {
-        return t.state.load_acquire() != SPACE_FREE && bp::is_kept(t) && wanted(t);
+        return t.state.load_acquire() != SPACE_FREE && keeps_written(t) && wanted(t);
     };
     if (!entry_runs(s, runs, has_kept)) return false;
     EntryLook look(s);
@@ -44,9 +45,10 @@ bool count_pages(Segment& s, u32& n, Wanted wanted) {
     return true;
 }
 
-// Counts all. During the pass no client subtracts: a page that the pass has missed could be written while one that it
-// has not met yet is dropped. Those that are added are added to the sum, because the pass may have missed them.
-// `missing`: how many more pages there are than were counted. In that case the number is corrected only with `repair`.
+// Counts all kept pages in a pass. During the pass no client subtracts from the number, because the dropped page may be
+// one that the pass has not met. Pages that clients count during the pass are added to its sum, because the pass may
+// have missed them. `missing`: how many more kept pages there are than the number says. Then the number is corrected
+// only with `repair`.
 inline Status recount_kept(Segment& s, bool repair, u32& missing) {
     constexpr u64 PASS = u64(1) << 32;
     u64 before = s.header->kept.load_seq_cst();
@@ -77,7 +79,7 @@ inline bool count_own(Segment& s, u32 most) {
     return false;
 }
 
-// May this client have one more? OK: it is counted.
+// May this client keep one more private page? OK: the page is counted.
 inline Status may_keep_own(Segment& s, ScratchShare& share) {
     u32 most = most_own(share.most), n;
     if (count_own(s, most)) return Status::OK;
@@ -92,7 +94,7 @@ inline Status may_keep_own(Segment& s, ScratchShare& share) {
 
 // ---- one page ------------------------------------------------------------------
 
-// May one more page be kept? OK: it is counted. EXHAUSTED: no.
+// May one more page be kept? OK: the page is counted. EXHAUSTED: no.
 inline Status may_keep_one(Segment& s, ScratchShare& share) {
     share.budget = s.header->budget_frames.load_relaxed();
     u32 budget = s.page_budget(), missing;
@@ -113,13 +115,14 @@ inline Status may_keep_one(Segment& s, ScratchShare& share) {
     return status;
 }
 
-// A page that was counted has not become one more: it was not written, or another client had written it already.
+// Uncounts a page that is not an additional one: it was not written, or another client had written it already.
 inline void not_kept(Segment& s, const ScratchShare& share) {
     uncount_kept(s, share.pass);
     if (share.is_own) uncount_own(s);
 }
 
-// A page that was not counted, because it was kept already, was dropped before it was written: it is one more.
+// Counts a page that was not counted before its write, because it was kept already, and then was dropped before it was
+// written.
 inline void replaced_absent(Segment& s, bool is_own) {
     u64 w = s.header->kept.load_seq_cst();
     while (!s.header->kept.cas_seq_cst(w, w + 1)) {}

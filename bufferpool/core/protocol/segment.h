@@ -1,5 +1,5 @@
-// One process's mapping of a segment, as one client, with the state of this
-// process. Everything else in core/ works on a Segment.
+// A Segment: one process's mapping of a segment, as one client or as an observer, with the state that this process
+// keeps for it. All other files of this room work on a Segment.
 #pragma once
 
 #include <mutex>
@@ -18,18 +18,18 @@ enum class Status {
     OK,
     ABSENT,       // the page is not resident: load it
     WAIT,         // another client is changing the page: wait on its entry, then try again
-    EXHAUSTED,    // no frame is free: all are pinned, dirty or in use
+    EXHAUSTED,    // no frame could be taken: all are pinned, dirty or in use
     NO_SPACE,     // the tmpfs (or the memory cgroup) has no memory for a frame
-    INTERRUPTED,  // a signal handler raised: give up, nothing has changed
+    INTERRUPTED,  // a signal handler raised, or the call's time is over: give up, nothing has changed
     TOO_MANY_PINS,
     DISCARDED,    // a discardable page was dropped
-    TOO_DEEP,     // all operations of this process belong to loaders that need more of them
+    TOO_DEEP,     // all operations of this process belong to threads that wait for one more operation
     NO_CLIENT,    // every client slot is in use
     NO_LOCKS,     // the kernel refuses byte locks
     REMOVED,      // the space of the page has been removed from the pool
     TOO_LONG,     // the space has its largest number of pages
-    DEADLOCK,     // the wait would never end: a cycle of loads
-    RAISED,       // a hook has given up, and has recorded the reason
+    DEADLOCK,     // the wait would never end: it would be part of a cycle of loads
+    RAISED,       // a hook has failed, and has recorded the reason
     NO_MEMORY,    // this process has no memory left: nothing has changed
     CORRUPT,      // the segment contradicts itself
 };
@@ -37,16 +37,16 @@ enum class Status {
 constexpr int SPARES = 2;
 constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 
-// Whether this process is a client, or was until its descriptor was closed; fork.cpp sets it, which has the
-// list. For other processes the kernel is asked.
+// Whether client `c` is one of this process, or was until its descriptor was closed. fork.cpp, which has the list of
+// them, sets this function. For clients of other processes the kernel is asked.
 inline bool (*is_our_client)(const Segment& s, u32 c) = nullptr;
 
 // This process's mapping of the area of the objects: made when they are first used (objects.h).
 struct Objects {
     Shared<ObjectsHeader*> header;  // null: not mapped; stored last
     ObjectPlaces at{};
-    u8* base = nullptr;             // of the area
-    const u8* read_base = nullptr;  // of its data, for reading only
+    u8* base = nullptr;             // the start of the area
+    const u8* read_base = nullptr;  // the start of its data, in a second, read-only mapping
     CacheUses* my_uses = nullptr;
     ObjectSample* samples = nullptr;
     ObjectHead* heads = nullptr;
@@ -55,9 +55,9 @@ struct Objects {
     u8* data = nullptr;
     Atomic<u32>* my_pins = nullptr;  // our row
     u32 log_shift = 0;
-    Shared<u32> entries_ready, blocks_ready, heads_ready;  // the last valid values
+    Shared<u32> entries_ready, blocks_ready, heads_ready;  // the last valid values of the header's words
     Shared<u32> row_ready;                                 // the same, of our row
-    std::mutex mapping;                                    // one thread maps it
+    std::mutex mapping;                                    // held by the thread that maps the area
     Atomic<u64> random{};                                  // the state of random_number()
 };
 
@@ -65,19 +65,20 @@ struct Segment {
     u8* base = nullptr;
     u8* advice = nullptr;
     Duel* duel = nullptr;
-    u64 mapped = 0;  // bytes; an observer's mapping is read-only and ends where the data begin
-    int fd = -1;     // this client's own description, which holds its byte lock
-    u64 mark = 0;    // the mark by which the description is recognised; an observer's is checked by its file only
+    u64 mapped = 0;  // bytes; an observer's mapping is read-only, and ends where the data begin
+    int fd = -1;     // this client's own open file description, which holds its byte lock
+    u64 mark = 0;    // the mark by which the description is recognised; 0: an observer's, recognised by its file only
     u64 device = 0, inode = 0;  // the segment's file
     u64 generation = 0;         // the generation of our slot, since become()
     Atomic<u32> checked{};      // the tick of the last check that the descriptor is ours
     Segment* next = nullptr;  // the list of all segments that this process has mapped as a client (fork.cpp)
     u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
-    u32 works = 0;   // the same; 0 in a forked child that has only its pins
+    u32 works = 0;   // the same number; 0 in a guest, which has only the pins that it inherited
     Atomic<u32> more_banks{};  // the last valid value of the header's word
     Atomic<u32> slots_ready{};  // the same
-    bool lent = false;  // whether our column also has pins of forked children
-    u64 handed = 0;  // by guest's slot: handed to a forked child, which shares our lock on its byte until it has run
+    bool lent = false;  // whether our pin counts include pins of forked children
+    u64 handed = 0;  // bit i: the guest slot i was given to a forked child, which shares our lock on its byte until the
+                     // child has run
     Geometry g{};  // a checked private copy: no value in the segment is trusted as an index
 
     Header* header = nullptr;
@@ -98,30 +99,30 @@ struct Segment {
 
     // Of this process only.
     Shared<u32> ready;                // the last valid value of header->frames_ready
-    Shared<u32> spaces_ready;         // the same of header->spaces_ready
-    Shared<u32> long_texts_ready;     // the same of header->long_texts
+    Shared<u32> spaces_ready;         // the last valid value of header->spaces_ready
+    Shared<u32> long_texts_ready;     // the last valid value of header->long_texts
     Shared<u32> advised;              // the last valid value of header->advice_frames
-    Atomic<u64> ops_used{};          // which of our intents are in use
+    Atomic<u64> ops_used{};          // bit i: our operation i is in use
     Atomic<u64> op_thread[OPS] = {};  // the thread that uses each
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for another one
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
-    Atomic<u32> own_kept{};          // our private scratch pages that cannot be evicted, or more: scratch.h
+    Atomic<u32> own_kept{};          // how many of our private scratch pages cannot be evicted, or more: scratch.h
     Atomic<u32> later{};             // the first of the BUSY frames to be given back, +1; 0 is none: memory.h
     std::recursive_timed_mutex reap_mutex;  // one reaper in this process: reap.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
     u32 leads = 0;                   // our number, while we hold the steward's lock
     bool (*interrupted)(Segment&) = nullptr;
-    // What threads of this process have begun, to recognise a damaged word that has our number although no thread
-    // of ours set it (is_nobodys in lock.h, has_operation in wait.h).
+    // Counts of what threads of this process have begun. They show that a word is damaged which has our number although
+    // no thread of ours has set it (is_nobodys in lock.h, has_operation in wait.h).
     static constexpr u32 FLUSH_USES = MAX_SPACES < 64 ? MAX_SPACES : 64;  // the flush locks share them
     struct LockUse {
         prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
     } lock_use[4 + ADVISES + FLUSH_USES];
-    prim::Tally claims;  // of entries: counted after the intent, before the CAS
+    prim::Tally claims;  // attempts to claim an entry: counted after the intent was written, and before the CAS
     Sampler sampler{};
     Objects objects{};
     Atomic<u32> removed_here{};  // 1: this process has removed a space whose entries may still have memory
-#ifdef BP_EXPLORE  // in scenarios that are not about them, entries keep their memory: else each had many more states
+#ifdef BP_EXPLORE  // entries keep their memory in scenarios that are not about it, which so have far fewer states
     bool keeps_entries = true;
 #else
     static constexpr bool keeps_entries = false;
@@ -166,27 +167,27 @@ struct Segment {
     }
     u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
     u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
-    // The pin count of a client's stripe row: see layout.h.
+    // The row of a frame's pin counts in a stripe: see layout.h.
     Atomic<u16>* stripe_row(u32 stripe, u32 f) {
         return reinterpret_cast<Atomic<u16>*>(pin_rows + stripe * g.stripe_bytes) + u64(f) * g.stripe_clients;
     }
     static u32 stripe_of(u32 c) { return (c - 1) / CLIENT_BANK * STRIPES + (c - 1) % STRIPES; }
     Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row(stripe_of(c), f)[(c - 1) % CLIENT_BANK / STRIPES]; }
-    // How many stripes have memory. If a client of a later bank pins after this was read, it finds the entry closed,
-    // because the entry was closed before (rule 3).
+    // How many stripes have memory. An eviction reads it after it has closed the entry. So a client of a bank that is
+    // added later pins after that, and finds the entry closed (rule 3).
     u32 stripes() {
         if (g.stripes() == STRIPES) return STRIPES;
         u64 w = header->more_banks.load_seq_cst();
-        u32 n = more_banks.load_relaxed();  // the word is damaged
+        u32 n = more_banks.load_relaxed();  // used if the word is damaged
         if (is_doubled(w) && u32(w) < g.stripes() / STRIPES) more_banks.store_relaxed(n = u32(w));
         return (n + 1) * STRIPES;
     }
-    // The counters of each space's uses: those of a client, and the two copies of the totals.
+    // The rows of the counters of each space's uses: first the two copies of the totals, then a row for each client.
     Uses* use_row(u32 row) { return reinterpret_cast<Uses*>(base + g.uses_at + row * g.use_row_bytes); }
     Uses* uses_of(u32 c) { return use_row(1 + c); }
     bool has_pins(u32 c) { return stripe_of(c) < stripes(); }
-    // How many slots have memory, from the first one. A client that takes a slot behind them has counted it before it
-    // does anything else (open_slots in growth.h).
+    // How many slots, from the first one, have memory. A client that takes a slot beyond them first gives it memory and
+    // counts it (open_slots in growth.h).
     u32 slots() {
         if (g.max_clients <= CLIENT_BANK) return g.max_clients;
         u64 w = header->slots_ready.load_seq_cst();
@@ -196,10 +197,10 @@ struct Segment {
     }
     bool has_slot(u32 c) { return c && c <= slots(); }
     Atomic<u16>& pin_count(u32 f) { return my_pins[u64(f) * g.stripe_clients]; }
-    // Whether our descriptor still belongs to the segment's file: other code may have closed it. Checked before each
-    // use.
+    // Whether our descriptor still refers to the segment's file: other code may have closed it. It is checked before
+    // each use.
     bool has_descriptor() const { return mark ? prim::has_mark(fd, mark) : !inode || prim::is_file(fd, device, inode); }
-    // The same, checked at most eight times a second: for operations that do not use the descriptor, such as a miss.
+    // The same, checked at most once in a tick: for operations that do not use the descriptor, such as a miss.
     bool had_descriptor() {
         u32 now = tick();
         if (checked.load_relaxed() == now) return true;
@@ -216,8 +217,8 @@ struct Segment {
     int unlock_byte(long at) const { return has_descriptor() ? prim::unlock_byte(fd, at) : -EBADF; }
     int byte_is_locked(long at) const { return has_descriptor() ? prim::byte_is_locked(fd, at) : -EBADF; }
 
-    // Does a client live although it has lost its byte lock? It does if its process has the segment mapped. (A free
-    // slot still has the pid of the client that left it, whose process may have attached again as another client.)
+    // Does a client live although it has lost its byte lock? It does if its process has the segment mapped. (In a FREE
+    // slot the pid is that of the last client, whose process may have attached again as another client.)
     bool still_maps(u32 c) const {
 #ifndef BP_BYTE_LOCKS_ONLY  // tests whose clients are threads of one process
         const Client& slot = clients[c - 1];
@@ -234,8 +235,8 @@ struct Segment {
         return c == 0;
 #endif
     }
-    // Is our slot still ours? Without a byte lock it may have been reaped, if /proc did not show that we live. With
-    // one it is ours, and another generation is damage.
+    // Is our slot still ours? Without a byte lock we may have been reaped, if /proc did not show that we live. With a
+    // byte lock the slot is ours, and if it has another generation, it is damaged.
     bool keeps_slot() { return me && (client().generation.load_acquire() == generation || has_descriptor()); }
 
     u32 guest_number(u32 c) const { return c - g.before_guests() - 1; }
@@ -293,7 +294,7 @@ struct Segment {
         ready = u32(w);
         return true;
     }
-    // How many spaces have slots with memory, as far as that was ever sound. False: the word that says so is damaged.
+    // Reads how many spaces have slots with memory. False: the word is damaged, and the last valid value is kept.
     bool look_at_spaces() {
         u64 w = header->spaces_ready.load_acquire();
         if (!is_doubled(w) || u32(w) > MAX_SPACES) return false;
@@ -304,7 +305,7 @@ struct Segment {
         look_at_spaces();
         return spaces_ready;
     }
-    // The same for LongTexts.
+    // Reads how many LongTexts have memory. False: the word is damaged, and the last valid value is kept.
     bool look_at_long_texts() {
         u64 w = header->long_texts.load_acquire();
         if (!is_doubled(w) || u32(w) > MAX_SPACES) return false;
@@ -339,25 +340,25 @@ struct Segment {
         u64 now = entry_chunk_word(i / 64) & ~(u64(1) << (i % 64));
         for (u32 copy = 0; copy < CHUNK_COPIES; copy++) chunk_bits[copy * g.chunk_words() + i / 64].store_relaxed(now);
     }
-    // Is the memory of this page's entry being given back? If a client has only asked whether it may, the answer is no:
-    // this client is about to touch the entry.
+    // Is the memory of this page's entry being given back? While that is only ASKED (layout.h), this client prevents
+    // it, and the answer is no: this client is about to touch the entry.
     bool is_leaving(u64 page) const {
         u64 w = header->leaving.load_relaxed();
         while (w && leaving::has(w, g.entry_block(page))) {
             if ((w & leaving::STATE) != leaving::ASKED) return true;
             if (!me || header->leaving.cas_seq_cst(w, 0)) return false;  // an observer changes nothing
         }
-        fence_acquire();  // if it has left, the bitmap of chunks says so
+        fence_acquire();  // if its memory was given back, a load of the bitmap of chunks shows that from here on
         return false;
     }
     // Does this page number have an entry with memory? A number from a damaged word may be within all bounds and lead
-    // to a hole, where an access would allocate uncounted memory, or raise SIGBUS. The answer lasts for as long as this
-    // client has the memory lock or the directory lock, an EntryLook, or the page's block (entry_memory.h).
+    // to a hole, where an access would allocate uncounted memory, or raise SIGBUS. The answer is valid for as long as
+    // this client has the memory lock or the directory lock, an EntryLook, or the page's block (entry_memory.h).
     bool has_page(u32 page) const {
         return page < g.max_pages && !is_leaving(page) && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3));
     }
 
-    // The first page from `page` on whose entry has memory; `end` if there is none before that.
+    // The first page from `page` on whose entry has memory; `end` if there is none before `end`.
     u64 next_page(u64 page, u64 end) const {
         u64 unit = g.os_page / 8, last = std::min(end, g.max_pages);  // a damaged space may end beyond the entries
         while (page < last) {
@@ -370,7 +371,7 @@ struct Segment {
 
     u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
 
-    // The mark of a frame for the sampler, when this page is loaded into it.
+    // The sampler's mark of a frame into which this page is loaded.
     u8 mark_of(u32 page) const {
         if constexpr (!ADVISES) return 0;
         u8 epoch = sampler.epoch.load_relaxed();
@@ -384,21 +385,22 @@ struct Segment {
         return (before & AHEAD) && count.cas_seq_cst(before, u8(before & ~AHEAD));
     }
 
-    // The SAMPLED bit of a frame's count when this page is loaded into it.
+    // The SAMPLED bit of the count of a frame into which this page is loaded.
     u8 sampled_by_duel(u32 page) const {
         if constexpr (!DUELS) return 0;
         u32 shift = duel->shift.load_relaxed();
         return shift < 32 && is_sampled(page, shift) ? SAMPLED : 0;
     }
 
-    // A page's first hit in a unit of reference, for the duel of modes.
+    // Records a page's first hit in a unit of time (Alr::tag) for the duel of modes.
     [[gnu::noinline]] void hit_sampled(FrameSlot& slot, u8 count) {
         if ((count & REFERENCES) < REFERENCES) slot.count.store_relaxed(u8(count + 1));
         u32 at = duel->hits_added.add_relaxed(1) % DUEL_HITS;
         duel->hits[at].store_relaxed(frame::page(slot.word.load_relaxed()) + 1);
     }
 
-    // Records a hit for the policy, the age and the sampler: it writes four bytes, only if they change.
+    // Records a hit for the policy, for the page's age and for the sampler. It writes to the slot only what changes:
+    // the tick, and once in a unit of time the tag and the count.
     [[gnu::always_inline]] void touch(u32 f, u32 now) {
         FrameSlot& slot = frames[f];
         if (slot.touched.load_relaxed() != now) {

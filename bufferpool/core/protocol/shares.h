@@ -1,8 +1,8 @@
-// Shares. The share of a space is its limit and its reserve. A space never has more pages in the pool than its limit,
-// and other spaces cannot take the last pages of its reserve.
+// Shares. The share of a space is its limit and its reserve. A space never has more frames than its limit. While it has
+// no more frames than its reserve, other spaces cannot take any of them.
 //
-//   set      writes the limit and the reserve to the space's slot, where they are authoritative; then rebuilds the list
-//            of shares in the header, and recounts
+//   set      writes the limit and the reserve to the space's slot, which is authoritative; then rebuilds the list of
+//            shares in the header, and recounts
 //   count    adds one frame, before the frame is taken for a page. If the share is full, a page of the same space is
 //            evicted first
 //   uncount  subtracts one frame, after its page was evicted or dropped, or was not loaded
@@ -23,7 +23,7 @@ namespace bp {
 constexpr u64 PASS = u64(1) << 32;
 constexpr u32 share_frames(u64 w) { return u32(w); }
 
-// In which share, and in which pass, a frame was counted.
+// The share in which a frame was counted, and the number of the recount before that.
 struct Counted {
     Share* share = nullptr;
     u32 pass = 0;
@@ -89,8 +89,8 @@ inline bool is_reserved(Segment& s, u32 page, u32 wanted) {
 
 // ---- counting anew, under the memory lock --------------------------------------------
 
-// A retired version is counted, too: the pass may have missed the frame of its successor. The count may then be one too
-// high, so doubt is set.
+// A retired version is counted, too, because the pass may have missed the frame of its successor. The count may then be
+// one too high, so `doubt` is set.
 inline void recount_shares(Segment& s) {
     Shares& all = s.header->shares;
     if (!all.high.load_relaxed()) return;

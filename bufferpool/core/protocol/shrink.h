@@ -1,5 +1,5 @@
-// Giving memory back to the kernel: which pages are evicted (by the policy, or by age), which
-// extents are given back (those that are cheapest to empty), and how (MADV_REMOVE).
+// Giving the memory of frames back to the kernel: pages are evicted (by the policy, or by age), the extents that are
+// cheapest to empty are emptied, and their memory is given back (MADV_REMOVE).
 #pragma once
 
 #include "protocol/page.h"
@@ -8,18 +8,18 @@ namespace bp {
 
 struct Reclaimed {
     u64 frames = 0;      // frames given back
-    int refused = 0;     // the kernel refused some: its -errno
+    int refused = 0;     // the -errno with which the kernel refused to take some; 0: it took all
     u64 moved = 0;       // pages copied to empty extents
     EvictTally tally{};  // why more pages could not be evicted
 };
 
-constexpr u32 EVICT_BATCH = 64;       // evictions per hold of the memory lock
-constexpr u32 EVICT_LOOKS = 512;      // pages examined per hold: one eviction may need EVICT_STEPS of them
-constexpr u32 LOOK_BATCH = 4096;      // frames examined per hold
-constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: bounds what is in flight
+constexpr u32 EVICT_BATCH = 64;       // the most evictions in one hold of the memory lock
+constexpr u32 EVICT_LOOKS = 512;      // and the most pages examined; one eviction may examine EVICT_STEPS pages
+constexpr u32 LOOK_BATCH = 4096;      // and the most frames examined
+constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: this bounds how many frames are BUSY at one time
 
-// Gives BUSY(me) frames back: one madvise for each run of neighbours. Frames that the kernel refuses become FREE;
-// `done` counts those that it took.
+// Gives the memory of BUSY(me) frames back: one madvise for each run of neighbours. Frames whose memory the kernel
+// refuses to take become FREE; `done` counts the others, which become holes.
 inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaimed& done) {
     std::sort(frames.begin(), frames.end());
     for (size_t i = 0; i < frames.size();) {
@@ -49,9 +49,8 @@ inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaime
     frames.clear();
 }
 
-// Phase 1 of a shrink: evicts until `want` frames are free, or no page can be evicted. `all`: in the end those of
-// reserves, too.
-// False when interrupted.
+// Phase 1 of a shrink: evicts until `want` frames are free, or no page can be evicted. `all`: if that is not enough, it
+// also evicts pages within the reserves of their spaces. False: interrupted.
 inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, bool all, EvictTally& tally) {
     PoolEnv env{s, &intent, NONE};
     u64 freed = 0;
@@ -84,8 +83,8 @@ struct ExtentPlan {
     u32 extent, free, live;
 };
 
-// Chooses the extents to empty so that `want` frames are freed: those with the fewest pages to move
-// first, and the highest among equals. The last one may exceed `want`. False: no memory.
+// Chooses the extents that are emptied to give back at most `want` frames: first those with the fewest pages to move,
+// and among these the highest. False: this process has no memory for the list.
 inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
     u32 per = s.g.extent_frames;
     s.has_frame(s.g.max_frames - 1);
@@ -108,7 +107,8 @@ inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
     return true;
 }
 
-// Takes the free frames of one extent, at most `most` and as many as `out` has room for, highest first: BUSY(me).
+// Takes the free frames of one extent, which become BUSY(me): the highest first, at most `most`, and at most as many as
+// `out` has room for.
 inline void claim_free(Segment& s, u32 extent, u64 most, Vec<u32>& out) {
     u32 first = extent * s.g.extent_frames, end = std::min(first + s.g.extent_frames, u32(s.ready));
     for (u32 f = end; f-- > first && most > 0 && !out.full();) {
@@ -119,8 +119,8 @@ inline void claim_free(Segment& s, u32 extent, u64 most, Vec<u32>& out) {
     }
 }
 
-// Phase 2, for one extent: moves its pages to other extents; its free frames have been claimed before. The emptied
-// frames are added to `out`, while it has space. False: interrupted.
+// Phase 2, for one extent: moves its pages to other extents, after its free frames were claimed. The emptied frames are
+// added to `out`, as long as it has room. False: interrupted.
 inline bool empty_extent(Segment& s, Intent& intent, const ExtentPlan& plan, Vec<u32>& out, Reclaimed& done) {
     u32 first = plan.extent * s.g.extent_frames;
     for (u32 f = first; plan.live && !out.full() && f < first + s.g.extent_frames && f < s.ready; f++) {
@@ -140,12 +140,13 @@ inline bool empty_extent(Segment& s, Intent& intent, const ExtentPlan& plan, Vec
             continue;
         }
         done.moved++;
-        if (ours && !out.push(f)) free_frame(s, f);  // `out` has space: see above
+        if (ours && !out.push(f)) free_frame(s, f);  // `out` has room: see above
     }
     return true;
 }
 
-// The rest of phase 3: gives back single runs, if less than an extent is left to give, or extents have pinned frames.
+// The rest of phase 3: gives back runs of free frames, because less than an extent is missing, or because extents with
+// pinned frames could not be emptied.
 inline Status give_back_runs(Segment& s, u64 want, Reason reason, Vec<u32>& out, Reclaimed& done) {
     for (u32 tries = 0; done.frames < want && tries < 1000; tries++) {
         if (!lock_memory(s)) return Status::INTERRUPTED;
@@ -180,7 +181,7 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
         BP_POINT("compact.claimed");
         bool whole = true;
         for (size_t k = i; whole && k < end; k++) whole = empty_extent(s, intent, plans[k], out, done);
-        if (whole && done.frames + out.size() > want) {  // more frames were freed meanwhile: keep the surplus
+        if (whole && done.frames + out.size() > want) {  // more frames became free meanwhile: these remain in the pool
             bool locked = lock_memory_briefly(s);
             for (; done.frames + out.size() > want; out.pop()) {
                 if (locked) free_locked(s, out.back());
@@ -196,7 +197,7 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
     return give_back_runs(s, want, reason, out, done);
 }
 
-// Gives `want` frames back to the kernel; with `evict`, makes them free first.
+// Gives the memory of `want` frames back to the kernel; with `evict`, it evicts pages until so many are free.
 inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed& done) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
@@ -211,10 +212,11 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
     return give_back(s, op.intent(), want, reason, done);
 }
 
-// Gives back what the kernel has given to holes unasked: mlockall(MCL_CURRENT), in a process that has the segment
-// mapped, gives memory to all that is mapped. A hole is BUSY(me) while it is punched, as a frame that is given back.
+// Gives the memory back that the kernel has given to holes unasked: mlockall(MCL_CURRENT), in a process that has the
+// segment mapped, gives memory to all that is mapped. A hole is BUSY(me) while it is punched, like a frame whose memory
+// is given back.
 inline Status punch_holes(Segment& s) {
-    if (!lock_growth(s)) return Status::INTERRUPTED;  // so that nobody begins to use what is beyond the counts
+    if (!lock_growth(s)) return Status::INTERRUPTED;  // so that no client begins to use memory beyond the counts
     repair_growth(s);
     punch_slots(s);
     auto punch = [&](u64 from, u64 to) {
@@ -249,13 +251,14 @@ inline Status punch_holes(Segment& s) {
     return Status::OK;
 }
 
-// Gives back frames of the spaces of a dead client. Without memory for the list they remain free in the pool.
+// Gives `frames` free frames back, which had pages of a removed space. If this process has no memory for the list of
+// frames, they remain in the pool.
 inline void give_back_freed(Segment& s, u32 frames) {
     Reclaimed done;
     shrink(s, frames, CLIENT_EXIT, false, done);
 }
 
-// Frees the frames that the pages of a space have above its limit, if they can be evicted.
+// Evicts pages of a space until it has no more frames than its limit, as far as they can be evicted.
 inline Status fit_share(Segment& s, u32 index) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
@@ -272,8 +275,7 @@ inline Status fit_share(Segment& s, u32 index) {
     return Status::OK;
 }
 
-// Evicts the clean pages that were not used since tick `before`; their
-// frames are FREE afterwards. `out` counts them.
+// Evicts the clean pages that were not used since tick `before`. Their frames become FREE, and `out` counts them.
 inline Status evict_idle(Segment& s, u32 before, u64& out) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;

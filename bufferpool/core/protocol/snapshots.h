@@ -1,22 +1,22 @@
-// Snapshots: the LSNs at which clients read, which tell an engine the old page versions that it must keep.
+// Snapshots: the LSNs at which clients read. From them an engine knows which old versions of pages it must keep.
 //
-// A client has a few pairs of words for them. Only its own process writes there, under a lock of its own, until another
-// client starts in the slot:
+// A client's slot has SNAPSHOTS pairs of words for them, an LSN and a count. Only the client's process writes to them,
+// under a lock of that process:
 //
-//   count   0 -> 1, when lsn is stored     the snapshot is in use: other clients find it
-//           n -> n + 1 -> n                by several readers of this client
-//           1 -> 0                         it is not in use any more
+//   count   0 -> 1, after the LSN was stored   the snapshot is in use: other clients find it
+//           n -> n + 1 -> n                    several readers of this client use it
+//           1 -> 0                             it is not in use any more
 //
-// The client's death ends its snapshots, without a reaper: others ask whether it lives. The stores and loads of the
-// counts are sequentially consistent, so that an engine can rely on this: a reader that enters an LSN and then finds
-// that it is still the newest one was seen by every writer that has moved it on since.
+// A client's death ends its snapshots, without a reaper, because other clients check whether it lives. The stores and
+// loads of the counts are sequentially consistent, so an engine can rely on this: if a reader enters an LSN, and then
+// finds that it is still the newest LSN, every writer that makes a newer LSN visible after that finds the snapshot.
 #pragma once
 
 #include "protocol/liveness.h"
 
 namespace bp {
 
-// Enters an LSN at which this client reads. False: it has SNAPSHOTS other ones.
+// Enters an LSN at which this client reads. False: this client reads at SNAPSHOTS other LSNs already.
 inline bool begin_snapshot(Segment& s, u64 lsn) {
     Client& me = s.client();
     u32 free = NONE;
@@ -46,12 +46,12 @@ inline bool end_snapshot(Segment& s, u64 lsn) {
     return false;
 }
 
-// Before a client starts in a slot: it has none of those of the last one.
+// Removes the snapshots of the slot's last client, before another client starts in the slot.
 inline void clear_snapshots(Client& slot) {
     for (Atomic<u64>& count : slot.snapshot_counts) count.store_relaxed(0);
 }
 
-// visit(lsn) for each LSN at which a client reads that lives.
+// Calls visit(lsn) for each LSN at which a living client reads.
 template <class Visit>
 void each_snapshot(Segment& s, Visit visit) {
     for (u32 c = 1, slots = s.slots(); c <= slots; c++) {

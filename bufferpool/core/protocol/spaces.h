@@ -18,7 +18,7 @@ inline u64 space_pages(u64 span) { return span & PAGES_MASK; }
 inline u64 space_generation(u64 span) { return span >> GENERATION_SHIFT; }
 inline u64 space_span(u64 generation, u64 pages) { return generation << GENERATION_SHIFT | pages; }
 
-// The entries of a space, according to its slot: any of them may have memory, also from an earlier space. False: the
+// The range of entries that a space's slot names. Any of them may have memory, also from an earlier space. False: the
 // slot is damaged.
 inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64& n) {
     first = slot.first_entry.load_relaxed();
@@ -28,14 +28,14 @@ inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64&
 
 // ---- memory of entries ------------------------------------------------------------
 
-// Runs of entries, each of a space.
+// The range of entries of one space.
 struct EntryRun {
     u64 first, end;
     u32 space;
     bool operator<(const EntryRun& other) const { return first < other.first; }
 };
 
-// The runs of all spaces that `wanted(slot)`, in order. False: there is no memory for the list.
+// The runs of all spaces for which `wanted(slot)` is true, in order. False: there is no memory for the list.
 template <class Wanted>
 bool entry_runs(Segment& s, Vec<EntryRun>& out, Wanted wanted) {
     u32 n = s.space_count();
@@ -49,25 +49,25 @@ bool entry_runs(Segment& s, Vec<EntryRun>& out, Wanted wanted) {
     return true;
 }
 
-// Which run a page is in; null: in none of them. The runs are in order, and do not overlap.
+// The run that contains a page; null: none does. The runs are in order, and do not overlap.
 inline const EntryRun* run_of(const Vec<EntryRun>& runs, u64 page) {
     auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{page, 0, 0});
     return after != runs.begin() && page < after[-1].end ? after - 1 : nullptr;
 }
 
-// Do any entries of this block, which no space has, have memory? And may no client touch them, so far as a look tells?
+// Can the memory of this block of entries be given back? It can if any entries have memory, no space has a part of the
+// block, and no client may touch it (as far as is known before the block is ASKED, see entry_memory.h).
 inline bool may_leave(Segment& s, const Vec<EntryRun>& runs, u64 block) {
     u64 first = s.g.first_entry_of(block), end = std::min(first + ENTRY_BLOCK / 8, s.g.max_pages);
     if (s.next_page(first, end) == end) return false;
     auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{end - 1, 0, 0});
-    if (after != runs.begin() && after[-1].end > first) return false;
-    for (u32 c = 1, slots = s.slots(); c <= slots; c++)
-        if (block_word(s.clients[c - 1], block).load_relaxed() & block_bit(block)) return false;
-    return true;
+    bool taken = after != runs.begin() && after[-1].end > first;
+    return !taken && !are_used(s, block, 1);
 }
 
-// Gives the memory of those entries back to the kernel that no space has, and that no client may touch. Under the
-// directory lock. What cannot leave now, leaves after the next removal of a space, or when this is called again.
+// Gives the memory of entries that no space has, and that no client may touch, back to the kernel. Under the directory
+// lock. Blocks that a client may still touch are given back by a later call: after the next removal of a space, for
+// example.
 inline void give_back_entries(Segment& s) {
     const Geometry& g = s.g;
     Vec<EntryRun> runs;
@@ -85,17 +85,18 @@ inline void give_back_entries(Segment& s) {
 
 // ---- removing ---------------------------------------------------------------
 
-// Closes the space whose span was `seen`: its generation ends, so its handles do not work any more.
-// It needs no lock, so it is one CAS: another space may have the slot by now. The next client that holds
-// the directory lock removes the space.
+// Closes the space whose span was `seen`: its generation ends, so its handles do not work any more. It needs no lock.
+// It is one CAS, which fails if another space has the slot by now. The next client that holds the directory lock
+// removes the space.
 inline void close_space(SpaceSlot& slot, u64 seen) {
     u64 generation = space_generation(seen), closed = (generation + 1) << GENERATION_SHIFT | CLOSED;
     while (!(seen & CLOSED) && space_generation(seen) == generation && !slot.span.cas_seq_cst(seen, closed)) {}
     BP_POINT("remove.closing");
 }
 
-// Drops the pages of a space and frees its slot. It can be repeated: a CLOSING space that another client
-// left is finished by the next one. Needs the directory lock.
+// Drops the pages of a space and frees its slot. Needs the directory lock. False: a page could not be dropped within
+// `patience` slices, or a lock could not be taken; the space remains CLOSING, and the next call continues, in any
+// client.
 inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     SpaceSlot& slot = s.spaces[index];
     OpSlot op = patience ? OpSlot(s) : OpSlot(s, OpSlot::IfFree{});
@@ -118,9 +119,9 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
         rebuild_shares(s);
         unlock_memory(s);
     }
-    if (!lock_growth(s)) return false;  // from here on no client appends; interrupted: the next client continues
+    if (!lock_growth(s)) return false;  // with the lock: no append gives memory to entries from here on
     slot.entries_ready.store_relaxed(0);
-    slot.allocated.store_release(0);  // a client that reads no generation here also sees that the space is closed
+    slot.allocated.store_release(0);  // an append that reads this, without its generation, also sees the closed span
     for (auto* field :
          {&slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns, &slot.ctime_ns, &slot.doubt})
         field->store_relaxed(0);
@@ -152,8 +153,8 @@ inline void repair_if_inherited(Segment& s, Acquired how) {
     repaired(s, s.header->directory);
 }
 
-// Removes the closed spaces that no client uses any more; does not wait for clients that use
-// the others. Under the directory lock. Returns how many closed spaces are left.
+// Removes the closed spaces that no client uses any more, and does not wait for clients that use the others. Under the
+// directory lock. Returns how many closed spaces are left.
 inline u32 sweep_closing(Segment& s) {
     u32 left = 0, freed = 0;
     for (u32 i = 0, n = s.space_count(); i < n; i++)
@@ -162,8 +163,8 @@ inline u32 sweep_closing(Segment& s) {
     return left;
 }
 
-// Releases the directory lock. It also removes spaces that were closed meanwhile by a client that could
-// not wait for the lock: either that client finds the lock free, or we see its closed space.
+// Releases the directory lock. Before and after that it removes closed spaces, because a client that closes one does
+// not wait for the lock: either that client finds the lock free, or this one finds its closed space.
 inline void leave_directory(Segment& s) {
     for (u32 left = sweep_closing(s);;) {
         if (!s.keeps_entries && s.removed_here.load_relaxed()) {
@@ -188,8 +189,8 @@ inline bool lock_directory(Segment& s, bool interruptible = true) {
     return true;
 }
 
-// Closes the private spaces of client `c`, and removes them if possible. It never waits for the
-// directory lock: the caller may be its owner, or hold what its owner waits for.
+// Closes the private spaces of client `c`, and removes them if possible. It never waits for the directory lock, because
+// the caller may be its owner, or may hold a lock or a page for which the owner waits.
 inline void remove_owned(Segment& s, u32 c) {
     u64 generation = s.clients[c - 1].generation.load_relaxed();
     bool any = false;
@@ -237,8 +238,8 @@ inline u32 free_run(Segment& s, u64 n, bool& error) {
     return at + n <= s.g.max_pages ? u32(at) : NONE;
 }
 
-// Where a new space may be: its slot, and the first of its entries. NONE: there is none, for want of memory if `error`
-// or `no_memory` says so.
+// The place of a new space: its slot, and the first of its entries. NONE: there is no place; `error`: because the
+// kernel gave no memory for a slot; `no_memory`: because this process has no memory to search.
 struct NewPlace {
     u32 index = NONE, first = NONE;
     int error = 0;
@@ -253,7 +254,7 @@ inline NewPlace find_place(Segment& s, u64 max_pages, bool needs_long_texts) {
     return at;
 }
 
-// The slot is ours to fill in. Its entries get memory when their pages are first used.
+// FREE -> OPENING: the caller fills in the other fields. The entries get memory when their pages are first used.
 inline void begin_space(SpaceSlot& t, u32 first_entry, u32 max_pages) {
     t.first_entry.store_relaxed(first_entry);
     t.max_pages.store_relaxed(max_pages);
@@ -262,7 +263,7 @@ inline void begin_space(SpaceSlot& t, u32 first_entry, u32 max_pages) {
     t.entries_ready.store_relaxed(0);
 }
 
-// Makes a slot LIVE, after all other fields have been filled in.
+// OPENING -> LIVE, after all other fields were filled in.
 inline void finish_space(SpaceSlot& t, u64 pages) {
     u64 generation = space_generation(t.span.load_relaxed()) + 1;
     t.allocated.store_relaxed(space_span(generation, pages));
@@ -272,8 +273,8 @@ inline void finish_space(SpaceSlot& t, u64 pages) {
     BP_POINT("space.live");
 }
 
-// Opens a space in a free place; `fill(slot)` fills in what it does not itself. False: `fill` has failed, and the slot
-// is free again. Needs the directory lock.
+// Opens a space in a free place; `fill(slot)` fills in the fields that the two functions above do not. False: `fill`
+// has failed, and the slot is free again. Needs the directory lock.
 template <class Fill>
 bool open_space(Segment& s, const NewPlace& at, u64 pages, u64 max_pages, Fill fill) {
     SpaceSlot& t = s.spaces[at.index];

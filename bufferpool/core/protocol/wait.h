@@ -1,5 +1,6 @@
-// Waiting for the client that changes an entry: in slices, because that client may die. After a slice without a
-// change a dead client is reaped, and an entry that no operation is changing is settled.
+// Waiting for the client that changes an entry: in slices, because that client may die. After a slice without a change,
+// the client is reaped if it is dead; and an entry that no operation is changing, which only a damaged segment has, is
+// settled.
 #pragma once
 
 #include "protocol/entry.h"
@@ -11,9 +12,9 @@ inline bool reap(Segment& s, u32 c);  // defined in reap.h, which includes this 
 
 constexpr u64 WAIT_SLICE_NS = 20'000'000;
 
-// True if some thread of this process is working on this page, whose entry `e` names us. (If the word still is
-// what it was, and no operation has claimed any entry since, then one that claimed this
-// one was under way all the while, and its intent was there to be seen.)
+// True if some thread of this process is working on this page, whose entry `e` names us. It looks for the operation
+// among the intents. If the entry and the number of claims have not changed meanwhile, an operation that is working on
+// the page has had its intent all the time, so the search has found it.
 inline bool has_operation(Segment& s, u32 page, u64 e) {
     if (entry::state(e) == RESIDENT && entry::owner(e) == s.me) return true;  // a writer: write.cpp has the list
     u64 claims = s.claims.value(), used = s.ops_used.load_acquire();
@@ -31,8 +32,8 @@ inline bool has_operation(Segment& s, u32 page, u64 e) {
     return s.entries[page].load_seq_cst() != e || s.claims.value() != claims;
 }
 
-// Settles an entry that has the number `c` of a dead client or of no client (or ours, though we do not
-// change it), without an intent for it. Only a damaged segment has such an entry.
+// Settles an entry that names client `c` although no operation is changing it: `c` is dead and reaped, is no client, or
+// is this client, no thread of which is working on the page. Only a damaged segment has such an entry.
 inline void disown(Segment& s, u32 page, u64 e, u32 c) {
     DeadClient dead(s, c);
     if (!dead.held() && s.has_slot(c) && c != s.me) return;
@@ -50,8 +51,8 @@ inline void disown(Segment& s, u32 page, u64 e, u32 c) {
     if (s.entries[page].cas_seq_cst(e, next & ~entry::WAITED)) prim::futex_wake_all(&s.entries[page]);
 }
 
-// Waits until the entry has changed from `e`, one slice at most. After a slice
-// without a change, a dead client that it waits for is reaped (rule 12).
+// Waits until the entry has changed from `e`, for one slice at most. After a slice without a change, the awaited client
+// is reaped if it is dead (rule 12).
 inline void wait_entry(Segment& s, u32 page, u64 e) {
     Atomic<u64>& word = s.entries[page];
     for (int spin = 0; spin < prim::SPINS; spin++) {

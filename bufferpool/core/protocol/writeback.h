@@ -1,5 +1,5 @@
-// Write-back: which dirty pages may be written now, and which are clean after the store has synced (rule 6). The store
-// writes them.
+// Write-back: chooses the dirty pages that may be written now, and makes them clean after the store has synced (rule
+// 6). In between, the caller has the store write them.
 //
 //   entry  RESIDENT(f, dirty) -> RESIDENT(f, dirty, flusher me)    begin
 //          RESIDENT(f, dirty, flusher me) -> RESIDENT(f)           synced
@@ -17,9 +17,9 @@ struct FlushItem {
     u32 page, frame;
 };
 
-// Calls `visit(page, lsn, rec_lsn)` for the dirty pages among the entries [first, first + count), in
-// order, until it returns false. It scans entries and not frames, so that a page that is dirty all
-// the time is seen, even if a publish or a compaction moves it to another frame meanwhile.
+// Calls `visit(page, lsn, rec_lsn)` for the dirty pages among the entries [first, first + count), in order, until it
+// returns false. It scans entries and not frames, so that it visits every page that is dirty all the time, even if a
+// publish or a compaction moves the page to another frame meanwhile.
 template <class F>
 void each_dirty(Segment& s, u64 first, u64 count, F visit) {
     EntryLook look(s);
@@ -29,8 +29,8 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
             u64 e = s.entries[page].load_acquire();
             u32 f = entry::frame(e);
             if (!entry::is_there(e) || !(e & entry::DIRTY) || !s.has_frame(f)) break;
-            // The pin keeps the slot for this page while it is read. Without a pin, the page could move to another
-            // frame and back, and the slot could be read while it belonged to another page.
+            // While the frame is pinned, its slot belongs to this page. Without the pin, the page could move to another
+            // frame and back, and the slot could be read while it belongs to another page.
             Status status = pin_there(s, u32(page), f);
             if (status == Status::CORRUPT) break;  // the entry or the frame's word is damaged
             if (status == Status::WAIT && entry::is_pending(e)) wait_entry(s, u32(page), e);  // its owner may be dead
@@ -43,8 +43,8 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
     }
 }
 
-// The dirty pages of a range: their number, the highest LSN, and the LSN of the oldest change that
-// the store lacks. What was written without an LSN (0) takes no part in the latter two.
+// The dirty pages of a range: their number, the highest LSN, and the LSN of the oldest change that the store lacks.
+// LSNs of 0, of pages that were written without one, are not considered.
 struct DirtyRange {
     u64 pages = 0, lsn = 0, rec_lsn = ~u64(0);
 };
@@ -60,9 +60,9 @@ inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
     return out;
 }
 
-// Clears the flusher field, and the dirty bit if the store has the version that the entry still names. A page that was
-// set aside is added to a ring before it is clean: if the client dies in between, the page is still dirty. The page
-// also remains dirty if we do not get the memory lock within `slices`: then the next flush writes it once more.
+// Clears the flusher field, and the dirty bit if the store has the version that the entry names. A page that was set
+// aside is added to a ring before it becomes clean: if the client dies in between, the page is still dirty. The page
+// also remains dirty if the memory lock cannot be taken within `slices`: then the next flush writes it once more.
 inline void settle_flushed(Segment& s, const FlushItem& it, bool synced, u32& slices) {
     bool aside = false;
     auto settle = [&](u64 e) {
@@ -76,7 +76,7 @@ inline void settle_flushed(Segment& s, const FlushItem& it, bool synced, u32& sl
     if (!aside) return;
     if (!lock_memory(s, false, slices)) {
         synced = false;
-        slices = 0;  // and no such wait for each of the pages
+        slices = 0;  // so that the next pages do not wait again
         settle_entry(s, it.page, settle);
         return;
     }
@@ -85,10 +85,10 @@ inline void settle_flushed(Segment& s, const FlushItem& it, bool synced, u32& sl
     unlock_memory(s);
 }
 
-// Ends a flush, after the store has synced (`synced`) or failed: a page becomes clean only if it was
-// stored, and only if the entry still names the frame that was written. If a newer version was published meanwhile, its
-// oldest change that the store lacks is newer than the stored version. So its recovery LSN is raised: otherwise a page
-// that is written all the time would hold back checkpoints for ever.
+// Ends a flush, after the store has synced (`synced`) or failed: a page becomes clean only if it was stored, and only
+// if the entry still names the frame that was written. If a newer version was published meanwhile, the oldest of its
+// changes that the store lacks is newer than the stored version. So its recovery LSN is raised: otherwise a page that
+// is written all the time would hold back checkpoints for ever.
 inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, bool synced) {
     BP_POINT("flush.synced");
     u32 slices = PATIENT_SLICES;
@@ -109,9 +109,9 @@ inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, b
     intent.op.store_release(u32(Op::NONE));
 }
 
-// Takes the flusher field of a dirty page. It retries when another client changes the entry, and reaps a flusher that
-// died. Returns false if the page is no longer dirty, or the wait was interrupted. Pages are taken in order, so two
-// flushers never wait for each other.
+// Takes the flusher field of a dirty page. It tries again when another client changes the entry, and waits for another
+// flusher, which is reaped if it is dead. Returns false if the page is no longer dirty, or the wait was interrupted.
+// Every flush takes its pages in order, so two flushers never wait for each other.
 inline bool begin_flush_of(Segment& s, u32 page) {
     Atomic<u64>& word = s.entries[page];
     for (;;) {
@@ -127,7 +127,8 @@ inline bool begin_flush_of(Segment& s, u32 page) {
     }
 }
 
-// The pages for a flush: of the entries [first, first + count), at most `most` whose LSN is at most `lsn`.
+// The pages that a flush is asked for: of the entries [first, first + count), at most `most` dirty pages whose LSN is
+// at most `lsn`.
 struct FlushRequest {
     u32 first;
     u64 count, lsn;
@@ -166,7 +167,7 @@ inline Status begin_flush(Segment& s, Intent& intent, const FlushRequest& want, 
     for (u32 page : pages) {
         if (!begin_flush_of(s, page)) continue;
         BP_POINT("flush.owned");
-        // The pin keeps the version: a writer may publish a newer one meanwhile.
+        // The pin keeps this version for the store, even if a writer publishes a newer one meanwhile.
         u32 pinned;
         bool ok = pin_there(s, page, pinned) == Status::OK;
         // The list has memory: see above.

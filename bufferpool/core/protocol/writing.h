@@ -3,17 +3,18 @@
 //
 //   span   p pages -> n pages      grow_space, append_page; a space never becomes shorter
 //
-// The loops of every process (write.cpp, space.cpp, tests/native), with the hooks of fetch.h and two more:
+// Python (write.cpp, space.cpp) and the explorer (tests/native) use these loops, with the hooks of fetch.h and two
+// more:
 //
-//   may_wait_for(page)           the page's writer is this client: OK to wait, or why not
-//   no_entries(error)            the system has no memory for the entry of a new page: why to give up
+//   may_wait_for(page)           the page's writer is this client: returns OK to wait, or why not
+//   no_entries(error)            the kernel has no memory for the entry of a new page: returns why to give up
 #pragma once
 
 #include "protocol/fetch.h"
 
 namespace bp {
 
-// Waits, one slice at most, for the client that changes or writes the page. OK: look again.
+// Waits, one slice at most, for the client that is changing or writing the page. OK: the caller tries again.
 template <class Hooks>
 Status wait_to_write(Segment& s, const Place& at, Hooks& hooks) {
     u64 e = s.entries[at.page].load_acquire();
@@ -22,8 +23,8 @@ Status wait_to_write(Segment& s, const Place& at, Hooks& hooks) {
     return status == Status::OK ? wait_turn(s, at.page, true, hooks) : status;
 }
 
-// Takes the writer field, and loads the page first if it is absent. `frame` is its frame, which does not change
-// meanwhile.
+// Takes the writer field, and loads the page first if it is absent. `frame` is its frame, which remains its frame until
+// the writer field is released.
 template <class Hooks>
 Status own_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
     for (;;) {
@@ -59,7 +60,7 @@ Status publish_page(Segment& s, const Place& at, const void* bytes, Image image,
 
 // ---- replacing a page that is not read ------------------------------------------
 
-// The hooks of a load whose content is given: the new page.
+// The hooks of a load whose content the caller gives.
 struct NewPage {
     Segment& s;
     const void* bytes;
@@ -78,7 +79,7 @@ struct NewPage {
     bool forked() { return false; }
 };
 
-// Publishes an absent page with a content that is given. WAIT: the page is resident, because another client has
+// Loads an absent page with the content that the caller gives. WAIT: the page is resident, because another client has
 // loaded it.
 template <class Hooks>
 Status publish_new(Segment& s, const Place& at, const void* bytes, Image image, Hooks& hooks) {
@@ -144,8 +145,8 @@ inline void raise_pages(const Place& at, u64 pages) {
            !at.slot.span.cas_seq_cst(e, space_span(at.generation, pages))) {}
 }
 
-// Publishes the page with an append's number, and makes the space that long. The page may be resident, because another
-// client has read it as zeros.
+// Publishes the page whose number an append has allocated, and makes the space that long. The page may be resident,
+// because another client has read it as zeros.
 template <class Hooks>
 Status append_page(Segment& s, const Place& at, u64 page_no, const void* bytes, Image image, Hooks& hooks) {
     if (Status r = replace_page(s, at, bytes, image, false, hooks); r != Status::OK) return r;
@@ -156,10 +157,10 @@ Status append_page(Segment& s, const Place& at, u64 page_no, const void* bytes, 
 
 // ---- grow --------------------------------------------------------------------
 
-// Makes the space at least `pages` long; `last` is then the place of its last page. New pages that no client has
-// written are zeros. In a space that has a store (`stored`) the last page is published first, with its present content.
-// So a flush makes the store as long as the space, and nothing is lost of an append that is under way, or of another
-// client that grows the space and then writes.
+// Makes the space at least `pages` pages long; `last` is the place of its last page then. New pages that no client has
+// written are zeros. In a space that has a store (`stored`), the last page is published first, with its present
+// content. So a flush makes the store as long as the space, and what an append, or another client that grows the space,
+// writes meanwhile is not lost.
 template <class Hooks>
 Status grow_space(Segment& s, const Place& last, u64 pages, bool stored, Hooks& hooks) {
     if (space_pages(last.slot.span.load_acquire()) >= pages) return last.open() ? Status::OK : Status::REMOVED;
@@ -188,8 +189,8 @@ inline bool have_entries(const Segment& s, u64 first, u64 end) {
 }
 
 // Allocates the next `count` page numbers for appends; `page_no` is the first. TOO_LONG: the space would have more
-// pages than its maximum. The word of the numbers has the space's generation, so that a handle of an earlier space in
-// the slot neither takes nor returns a number.
+// pages than its maximum. The word SpaceSlot::allocated contains the space's generation, so that a handle of an earlier
+// space in the slot neither takes nor returns a number.
 template <class Hooks>
 Status allocate_numbers(Segment& s, const Place& at, u64 max_pages, u64 count, Hooks& hooks, u64& page_no) {
     SpaceSlot& slot = at.slot;
@@ -213,7 +214,7 @@ Status allocate_numbers(Segment& s, const Place& at, u64 max_pages, u64 count, H
     }
 }
 
-// Returns unused numbers, from `first` to before `end`, if they are still the last ones.
+// Returns the unused numbers `first` to `end` - 1, if they are still the last ones.
 inline void return_numbers(const Place& at, u64 first, u64 end) {
     u64 expected = space_span(at.generation, end);
     at.slot.allocated.cas_seq_cst(expected, space_span(at.generation, first));

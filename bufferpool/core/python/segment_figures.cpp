@@ -208,6 +208,14 @@ static PyObject* segment_counters(PyObject* self, PyObject*) {
     return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum.data()), Py_ssize_t(sum.size() * 8));
 }
 
+// How many slots have a client that is no guest.
+static u32 count_clients(Segment& s) {
+    u32 n = 0;
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++)
+        n += s.clients[c - 1].state.load_acquire() == CLIENT_LIVE && !s.g.is_guest(c);
+    return n;
+}
+
 static PyObject* segment_status(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
@@ -217,7 +225,7 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     ObjectBytes objects = object_bytes(*s);
     u64 loan = s->header->loan.load_relaxed();
     return Py_BuildValue(
-        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:K,s:I,s:K,s:K,s:I}",
+        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:K,s:I,s:K,s:I,s:K,s:I}",
         "object_bytes",
         (unsigned long long)objects.data, "lent_frames", loan::lent(loan), "granted_frames", loan::granted(loan),
         "budget_frames", s->header->budget_frames.load_relaxed(), "most_frames",
@@ -232,7 +240,8 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target",
         p.cold_target, "unlinked", (unsigned long long)(s->header->unlinked.load_relaxed() & UNLINKED), "may_lose",
         (unsigned long long)(s->header->unlinked.load_relaxed() & MAY_LOSE), "policy_mode",
-        p.mode, "checkpoint_ns", (unsigned long long)s->header->checkpoint_ns.load_relaxed(), "refused_clients",
+        p.mode, "checkpoint_ns", (unsigned long long)s->header->checkpoint_ns.load_relaxed(), "clients",
+        count_clients(*s), "refused_clients",
         (unsigned long long)s->header->refused_clients.load_relaxed(), "memory_lock_owner",
         s->header->memory.word.load_relaxed() & lock_word::OWNER);
 }

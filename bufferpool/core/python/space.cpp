@@ -454,31 +454,33 @@ static PyObject* space_resident(PyObject* self, PyObject* ids) {
     return out;
 }
 
-// Loads what can be loaded together, and nothing one by one: no code of others runs, and nothing is raised for a page.
+// Loads those of the pages that can be loaded together, and none one by one. Returns how many pages are still absent;
+// -1: an exception is set.
+static long load_at_once(SpaceObject* sp, PyObject* ids, Access access) {
+    PageNumbers numbers(sp, ids);
+    if (!numbers) return -1;
+    Busy busy(sp->seg);
+    Together together(sp, numbers.v, numbers.n, access, false);
+    u32 f;
+    for (npy_intp i = 0; i < numbers.n && !PyErr_Occurred(); i += MANY_PAGES) together.load(i, f);
+    if (PyErr_Occurred()) return -1;
+    long absent = 0;
+    for (npy_intp i = 0; i < numbers.n; i++) absent += state_of(sp, u64(numbers.v[i])) == ABSENT;
+    return absent;
+}
+
+// Loads ahead of a scan: no foreign code runs, and no exception is raised for a page.
 static PyObject* space_load_ahead(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PageNumbers numbers(sp, ids);
-    if (!numbers) return nullptr;
-    Busy busy(sp->seg);
-    Together together(sp, numbers.v, numbers.n, Access{.counts = false, .once = true}, false);
-    u32 f;
-    for (npy_intp i = 0; i < numbers.n; i += MANY_PAGES) together.load(i, f);
+    if (load_at_once(sp, ids, Access{.counts = false, .once = true}) < 0) return nullptr;
     Py_RETURN_NONE;
 }
 
-// Loads what can be loaded together, for uses that follow and are counted then. How many of the pages are absent still.
+// Loads for uses that follow, and are counted then. Returns how many of the pages are still absent.
 static PyObject* space_load_together(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PageNumbers numbers(sp, ids);
-    if (!numbers) return nullptr;
-    Busy busy(sp->seg);
-    Together together(sp, numbers.v, numbers.n, Access{.counts = false, .early = true}, false);
-    u32 f;
-    for (npy_intp i = 0; i < numbers.n && !PyErr_Occurred(); i += MANY_PAGES) together.load(i, f);
-    if (PyErr_Occurred()) return nullptr;
-    long absent = 0;
-    for (npy_intp i = 0; i < numbers.n; i++) absent += state_of(sp, u64(numbers.v[i])) == ABSENT;
-    return PyLong_FromLong(absent);
+    long absent = load_at_once(sp, ids, Access{.counts = false, .early = true});
+    return absent < 0 ? nullptr : PyLong_FromLong(absent);
 }
 
 // _early(page_no, once, deadline_ns): loads a page for a use that follows, and is counted then; it is not pinned.

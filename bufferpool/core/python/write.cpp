@@ -185,7 +185,7 @@ bool may_keep(Version& v) {
     Segment& s = *sp->seg->s;
     for (;;) {
         u64 e = v.kind == WriteKind::APPEND ? 0 : s.entries[entry_of(sp, v.page_no)].load_acquire();
-        if (!is_kept(space_slot(sp)) || (entry::state(e) == RESIDENT && (e & entry::DIRTY))) return true;
+        if (!keeps_written(space_slot(sp)) || (entry::state(e) == RESIDENT && (e & entry::DIRTY))) return true;
         ScratchShare share{.is_own = is_own(s, space_slot(sp))};
         SpaceHooks hooks{sp, v.page_no};
         Status status = hooks.unlocked([&] { return may_keep_one(s, share); });
@@ -223,7 +223,7 @@ static int publish_version(Version v) {
     } else if (v.is_counted && (status != Status::OK || was_dirty)) {
         not_kept(s, v.counted);
     } else if (!v.is_counted && status == Status::OK && v.kind != WriteKind::EDIT && !was_dirty &&
-               is_kept(space_slot(sp))) {
+               keeps_written(space_slot(sp))) {
         replaced_absent(s, is_own(s, space_slot(sp)));
     }
     if (status != Status::REMOVED) return answer(status, sp, v.page_no);
