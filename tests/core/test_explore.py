@@ -631,7 +631,7 @@ MUTATIONS = {
     ),
     "entries that were being given back left so after a death": (
         "growth.h",
-        "    s.header->leaving.store_seq_cst(0);  // what had no bit any more has left, the rest remains\n",
+        "    s.header->leaving.store_seq_cst(0);  // chunks without a bit were punched above; the others keep their memory\n",
         "",
         "leave-read",
     ),
@@ -829,13 +829,13 @@ MUTATIONS = {
     ),
     "a load that was left not removed by the next one": (
         "object_write.h",
-        "        end_load_locked(s, e);  // who waited for it was woken when it was left\n",
+        "        end_load_locked(s, e);  // its waiters were woken when it was left\n",
         "",
         "hurry-object-load",
     ),
     "a renewal that was left taken for one under way": (
         "object_read.h",
-        "        end_load_locked(s, want.put.entry);  // who waited for it was woken when it was left\n        same = false;\n",
+        "        end_load_locked(s, want.put.entry);  // its waiters were woken when it was left\n        same = false;\n",
         "",
         "hurry-renew",
     ),
@@ -919,8 +919,8 @@ MUTATIONS = {
     ),
     "memory beyond the frames that are ready given back while they become ready": (
         "shrink.h",
-        "    if (!lock_growth(s)) return Status::INTERRUPTED;  // so that nobody",
-        "    while (!lock_growth(s)) {}\n    release(s, s.header->growth);\n    // so that nobody",
+        "    if (!lock_growth(s)) return Status::INTERRUPTED;  // so that no",
+        "    while (!lock_growth(s)) {}\n    release(s, s.header->growth);\n    // so that no",
         "holes-grow",
     ),
     "the frame of an evicted page not counted for the next one": (
