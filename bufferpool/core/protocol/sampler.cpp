@@ -9,23 +9,23 @@ constexpr u64 SHARE = 400;            // at most one part in SHARE of the time i
 constexpr u64 BURST_NS = 5'000'000;   // the length of a burst
 constexpr u64 RECORD_NS = 10, LONGEST_NS = 1'000'000'000;
 
-static Seen seen_in(Segment& s, const Uses* row) {
-    Seen n{0, 0};
+static References references_in(Segment& s, const Uses* row) {
+    References n{0, 0};
     for (u32 i = 0, spaces = s.space_count(); i < spaces; i++) {
         n.hits += row[i].hits.load_relaxed();
         n.misses += row[i].misses.load_relaxed();
     }
     return n;
 }
-Seen seen_by_us(Segment& s) { return seen_in(s, s.my_uses); }
+References own_references(Segment& s) { return references_in(s, s.my_uses); }
 
 // The number of references of all clients, present and past. While a fold is under way, it may be slightly wrong.
 u64 all_references(Segment& s) {
-    Seen n = seen_in(s, s.use_row(s.header->folded.load_acquire() & 1));
+    References n = references_in(s, s.use_row(s.header->folded.load_acquire() & 1));
     for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         Client& slot = s.clients[c - 1];
         if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire() || !s.has_pins(c)) continue;
-        Seen own = seen_in(s, s.uses_of(c));
+        References own = references_in(s, s.uses_of(c));
         n.hits += own.hits;
         n.misses += own.misses;
     }
@@ -45,7 +45,7 @@ static void next_epoch(Segment& s) {
 // once.)
 void open_window(Segment& s, u64 now) {
     Sampler& w = s.sampler;
-    Seen seen = seen_by_us(s);
+    References seen = own_references(s);
     w.hits.store_relaxed(seen.hits);
     w.misses.store_relaxed(seen.misses);
     w.opened_ns.store_relaxed(now);
@@ -90,7 +90,7 @@ void read_counters(Segment& s, Advice& head, u64 now) {
 
 void apply_window(Segment& s, Shadows& shadows) {
     Sampler& w = s.sampler;
-    Seen seen = seen_by_us(s);
+    References seen = own_references(s);
     u32 n = w.n.load_relaxed();
     u64 hits = seen.hits - w.hits.load_relaxed(), misses = seen.misses - w.misses.load_relaxed();
     shadows.apply(w.samples, n < w.WINDOW ? n : w.WINDOW, hits + misses, misses, REMEMBERED);

@@ -7,12 +7,12 @@ namespace bp {
 
 inline Advice& head_of(Segment& s) { return *reinterpret_cast<Advice*>(s.advice); }
 
-struct Seen {
+struct References {
     u64 hits, misses;
 };
 
 // sampler.cpp
-Seen seen_by_us(Segment& s);
+References own_references(Segment& s);
 u64 all_references(Segment& s);               // of all clients, present and past
 void open_window(Segment& s, u64 now);
 void read_counters(Segment& s, Advice& head, u64 now);

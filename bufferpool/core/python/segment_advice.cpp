@@ -79,7 +79,7 @@ static PyObject* segment_sampling(PyObject* self, PyObject* arg) {
     Sampler& w = s->sampler;
     if (bool(on) != w.paused) Py_RETURN_NONE;
     u64 now = prim::now_ns();
-    Seen seen = seen_by_us(*s);
+    References seen = own_references(*s);
     if (!on) {
         u64 reopen = w.reopen_ns.load_relaxed();
         w.rest_ns = reopen > now ? reopen - now : 0;
