@@ -19,6 +19,7 @@ MAPPED = (
     "Failure",
     "SpaceSlot",
     "SpaceTexts",
+    "LongTexts",
     "Uses",
     "FrameSlot",
     "Event",
