@@ -16,6 +16,7 @@ calls, and without one the misses: :func:`follow_misses`); to a size that has no
 """
 
 import contextlib
+import math
 import os
 import stat
 from collections.abc import Sequence
@@ -135,39 +136,69 @@ class Earning(NamedTuple):
     loss: float
     gain: float
     spare: int
-    """Bytes that it can give."""
+    """Bytes that it can give, without those that values of caches use."""
+    least: int
+    """Bytes that it keeps in any case."""
     unused: int
     """Bytes of its part that have no memory."""
 
 
 def _earning(client: Client, step: int, whole: int) -> Earning:
     budget, size, held = client.budget_frames, client.page_size, held_frames(client)
-    frames = max(1, step // size)
+    frames, least = max(1, step // size), least_frames(client, whole)
     curve = govern.curve_of(read_advice(client))
-    spare = max(0, budget - least_frames(client, whole)) * size
+    lent, values = _lent_frames(client)
+    spare = max(0, budget - max(least, values)) * size
     unused = max(0, budget - held) * size
+    pages = max(1, budget - lent)
     loss = gain = 0.0
     if curve is not None:
-        loss = 0.0 if unused >= step else max(0.0, curve(max(1, budget - frames)) - curve(budget))
-        gain = max(0.0, curve(budget) - curve(budget + frames)) if held >= FULL * budget else 0.0
-    return Earning(client, loss, gain, spare, unused)
+        loss = 0.0 if unused >= step else max(0.0, curve(max(1, pages - frames)) - curve(pages))
+        gain = max(0.0, curve(pages) - curve(pages + frames)) if held >= FULL * budget else 0.0
+    if lent >= FULL * (budget - _kept_by_pages(client)) and lent * size < _lendable_bytes(client, whole):
+        gain = math.inf  # caches take what their limits allow from pages, as in a pool of one page size
+    return Earning(client, loss, gain, spare, least * size, unused)
 
 
-def _demand(sizes: Sequence[Client], taker: Client, wanted: int, timeout: float, whole: int) -> int:
+def _kept_by_pages(client: Client) -> int:
+    """The frames of a size that are not lent to caches: four, and what its spaces have reserved."""
+    reserved: int = sum(record["reserve"] for record in client.seg.spaces())
+    return MIN_FRAMES + -(-reserved // client.page_size)
+
+
+def _lent_frames(client: Client) -> tuple[int, int]:
+    """The frames that are lent to caches, and the least part with which no value of them is evicted; (0, 0) without caches."""
+    status = client.seg.status()
+    if not status["lent_frames"]:
+        return 0, 0
+    used = -(-int(status["object_bytes"]) // client.page_size)
+    return int(status["lent_frames"]), used + _kept_by_pages(client) if used else 0
+
+
+def _lendable_bytes(client: Client, whole: int) -> int:
+    """What the limits of all caches allow them of the whole budget; half of it for those without one."""
+    limits: list[int] = [record["limit"] for record in client.seg.caches()]
+    return max(sum(limits), whole // 2 if 0 in limits else 0)
+
+
+def _demand(
+    sizes: Sequence[Client], taker: Client, wanted: int, timeout: float, whole: int, values: bool = False
+) -> int:
     """Gives a size up to ``wanted`` bytes more: of what nobody has, then what others have no use for, then what earns them least.
 
-    Returns the bytes.
+    With ``values`` at last also what values of caches use. Returns the bytes.
     """
     step = max(wanted, max(client.page_size for client in sizes))
     free = _unassigned(sizes, whole, timeout)
     givers = [_earning(client, step, whole) for client in sizes if client is not taker] if free < wanted else []
-    for giver in sorted(givers, key=lambda one: (one.loss, -one.unused)):
-        frames = min(-(-(wanted - max(0, free)) // giver.client.page_size), giver.spare // giver.client.page_size)
-        if frames > 0:
-            _take(giver.client, frames, timeout)
-            free = _unassigned(sizes, whole, timeout)
-        if free >= wanted:
-            break
+    for also_values in (False, True)[: 1 + values]:
+        for giver in sorted(givers, key=lambda one: (one.loss, -one.unused)):
+            size = giver.client.page_size
+            spare = giver.client.budget_frames * size - giver.least if also_values else giver.spare
+            frames = min(-(-(wanted - max(0, free)) // size), spare // size)
+            if frames > 0 and free < wanted:
+                _take(giver.client, frames, timeout)
+                free = _unassigned(sizes, whole, timeout)
     return _grant(taker, min(free, wanted), timeout)
 
 
@@ -331,7 +362,7 @@ def more(client: Client) -> bool:
             if taker is None:
                 return False
             wanted = max(4 * client.page_size, whole // STEP_SHARE)
-            return _demand(members(home), taker, wanted, SETTLE_S, whole) > 0
+            return _demand(members(home), taker, wanted, SETTLE_S, whole, values=True) > 0
     except (WaitTimeout, WouldDeadlock):  # another process moves memory just now: the caller tries again
         return False
 
@@ -349,7 +380,7 @@ def ensure_reserve(client: Client, reserve: int, timeout: float = LOCKED_S) -> N
     with home.lock_sizes(timeout):
         taker = client if client is home else home.other(client.page_size)
         if taker is not None:
-            _demand(members(home), taker, lacking, timeout, whole_bytes(home))
+            _demand(members(home), taker, lacking, timeout, whole_bytes(home), values=True)
 
 
 def balance(home: Client, timeout: float) -> int:
@@ -416,7 +447,8 @@ def _balance(sizes: Sequence[Client], timeout: float, most: int | None = None) -
         return moved
     _take(giver.client, step // giver.client.page_size, timeout)
     free = min(step, _unassigned(sizes, whole, timeout))
-    return moved + _grant(best.client, free, timeout, best.gain - giver.loss)
+    saves = best.gain - giver.loss
+    return moved + _grant(best.client, free, timeout, saves if math.isfinite(saves) else None)
 
 
 def least_bytes(home: Client) -> int:

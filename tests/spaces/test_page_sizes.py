@@ -940,3 +940,100 @@ def test_a_forked_child_does_not_keep_the_lock_of_the_sizes(pool):
         os.close(writer)
         os.close(reader)
         os.waitpid(pid, 0)
+
+
+# ---- caches beside page sizes ---------------------------------------------------------------
+
+
+def curves(monkeypatch, **slopes):
+    """Gives each page size a curve of the advice: so many misses a second fewer for each MiB more."""
+    by_size = {PAGE: slopes["home"], BIG: slopes["other"]}
+    monkeypatch.setattr(page_sizes, "read_advice", lambda client: client)
+
+    def curve_of(client):
+        return lambda frames: max(0.0, 1e6 - by_size[client.page_size] * frames * client.page_size / (1 << 20))
+
+    monkeypatch.setattr(page_sizes.govern, "curve_of", curve_of)
+
+
+def fill(pool, pages=2000):
+    """Uses more pages of the other size than there is memory for."""
+    space = pool.open_derived("tiles", pages, load, page_size=BIG)
+    use(space, range(min(pages, 400)))
+    return space
+
+
+def test_misses_of_another_size_evict_no_values(pool, monkeypatch):
+    """The curves of the pool's own size know pages only, so what values of caches used seemed to earn nothing: within seconds the misses
+    of another size had taken all of it but a 64th of the budget, and a cache that had hit always hit three times in a hundred."""
+    curves(monkeypatch, home=0, other=1000)
+    cache = pool.cache("values")
+    values = {n: os.urandom(20_000) for n in range(250)}  # 5 of 16 MiB
+    for key, value in values.items():
+        assert cache.put(key, value)
+    tiles = fill(pool)
+    for _ in range(40):
+        pool.balance()
+        use(tiles, range(100))
+    assert all(cache.get(key) == value for key, value in values.items())
+    assert parts(pool)[BIG] > WHOLE // 2  # what the values do not use has moved
+    assert sum(parts(pool).values()) <= WHOLE
+
+
+def test_caches_take_what_their_limit_allows_from_another_size(pool, monkeypatch):
+    """Half of the budget is for caches without a limit, and it was half of the part that the pool's own size had: a cache beside another
+    size, whose pages nobody used any more, could never have more."""
+    curves(monkeypatch, home=0, other=0)
+    fill(pool)
+    cache = pool.cache("values")
+    for round_ in range(40):
+        for n in range(20):
+            cache.put((round_, n), os.urandom(20_000))
+        pool.balance()
+    assert cache.stats().bytes > 0.8 * WHOLE / 2
+    assert cache.stats().bytes < WHOLE * 0.6
+
+
+def test_caches_leave_the_pages_of_another_size_what_is_above_their_limit(pool, monkeypatch):
+    curves(monkeypatch, home=0, other=1000)
+    tiles = fill(pool)
+    cache = pool.cache("values", limit=2 << 20)
+    for round_ in range(40):
+        for n in range(20):
+            cache.put((round_, n), os.urandom(20_000))
+        use(tiles, range(300))
+        pool.balance()
+    assert cache.stats().bytes > 1 << 20
+    assert parts(pool)[BIG] > WHOLE * 3 // 4
+
+
+@pytest.mark.parametrize("use_of", ["put", "get_or_load"])
+def test_puts_ask_for_memory_of_another_size(pool, monkeypatch, use_of):
+    """A process that uses a cache only has no misses of pages, which made the steps where no steward runs."""
+    fill(pool)
+    cache = pool.cache("values")
+    asked = []
+    monkeypatch.setattr(page_sizes, "follow_misses", lambda client: not asked.append(client))
+    numbers = iter(range(10**9))
+
+    def more():
+        for n in (next(numbers) for _ in range(50)):
+            if use_of == "put":
+                cache.put(n, os.urandom(100_000))
+            else:
+                cache.get_or_load(n, lambda: os.urandom(100_000))
+        return asked
+
+    wait_until(more, "a put asks for memory")
+    assert asked[0].page_size == PAGE
+
+
+def test_a_size_that_has_no_page_left_takes_from_values_too(pool):
+    """Values give way where pages of another size would raise PoolExhausted, as before."""
+    tiles = pool.open_derived("tiles", 2000, load, page_size=BIG)
+    cache = pool.cache("values", limit=WHOLE)
+    for n in range(700):
+        cache.put(n, os.urandom(20_000))
+    held = [tiles[n] for n in range(150)]  # 9.4 of 16 MiB
+    assert all(page[0] == n % 251 for n, page in enumerate(held))
+    del held

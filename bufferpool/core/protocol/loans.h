@@ -23,19 +23,20 @@ inline u64 frames_for(Segment& s, u64 os_pages) {
 }
 
 // The most frames that may be lent: the limits of all caches together; if one has no limit, at least half of the
-// budget.
+// budget. Both count the whole budget of all page sizes, and what is lent is at most the part of the pool's own size.
 inline u32 most_lent(Segment& s) {
     u64 budget = s.header->budget_frames.load_relaxed(), sum = 0;
+    u64 whole = std::max(budget, s.header->whole_budget_bytes.load_relaxed() >> s.g.page_shift);
     bool unlimited = false;
     for (CacheSlot& cache : s.objects.header->caches) {
         if (!cache.state.load_acquire()) continue;
         u64 limit = cache.limit.load_relaxed() / s.g.page_size;
-        sum += limit < budget ? limit : budget;
+        sum += limit < whole ? limit : whole;
         unlimited |= limit == 0;
     }
     // A small limit bounds the bytes of a cache's records; the log pages, with the dead space in them, need more room.
-    u64 least = unlimited ? budget : sum ? std::max(sum, frames_for(s, 4 * log_bytes(s) / s.g.os_page)) : 0;
-    if (sum < budget / 2) sum = std::min(least, budget / 2);
+    u64 least = unlimited ? whole : sum ? std::max(sum, frames_for(s, 4 * log_bytes(s) / s.g.os_page)) : 0;
+    if (sum < whole / 2) sum = std::min(least, whole / 2);
     u64 kept = PAGES_KEEP + std::min<u64>(s.header->shares.reserved.load_relaxed(), most_reserved(u32(budget)));
     u64 most = budget > kept ? budget - kept : 0;
     return u32(sum < most ? sum : most);

@@ -1,6 +1,7 @@
 // CacheBase: the objects of one cache, for Python. bufferpool/objects/cache.py adds the parts that need no speed.
 #include "protocol/kernel_room.h"
 #include "protocol/object_check.h"
+#include "python/loading.h"
 #include "python/objects.h"
 
 namespace bp {
@@ -171,6 +172,7 @@ static Status keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& 
         r = store_object(s, put, pieces, n, status);
     }
     if (status == Status::WAIT) {
+        cache->seg->put_bytes.add_relaxed(put.bytes);
         Released unlocked(cache->seg);
         r = store_object(s, put, pieces, n, status);
     }
@@ -199,7 +201,7 @@ static PyObject* cache_put(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     PutObject put;
     ValuePieces value;
     if (!s || !read_key(C(self), args[0], bytes, put.key) || !expiry(C(self), *s, ttl, put.expires_ns)) return nullptr;
-    if (value.take(args[1]) < 0) return nullptr;
+    if (value.take(args[1]) < 0 || !ask_for_memory(C(self)->seg)) return nullptr;
     s = ready_cache(C(self));  // pickling may have run code that closed the pool
     if (!s) return nullptr;
     Published kept;
@@ -326,7 +328,9 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
     Segment* s = ready_cache(C(self), timeout);
     KeyBytes bytes;
     LoadRequest want;
-    if (!s || !read_key(C(self), from, bytes, want.key)) return nullptr;
+    if (!s || !read_key(C(self), from, bytes, want.key) || !ask_for_memory(C(self)->seg)) return nullptr;
+    s = ready_cache(C(self), timeout);
+    if (!s) return nullptr;
     want.wait = wait;
     want.waited = waited;
     want.stale = stale;

@@ -265,16 +265,19 @@ static bool has_other_sizes(Segment& s) {
     return s.header->other_sizes.load_relaxed() || memcmp(s.header->home, none, sizeof none) != 0;
 }
 
-// After misses of this process that have evicted pages: memory moves to this page size if it saves more misses here
-// (upkeep/page_sizes.py). A pool that has one page size pays for one comparison a miss.
+// After misses of this process that have evicted pages, and puts for which room had to be made: memory moves to this page
+// size if it saves more misses here, or caches may have more (upkeep/page_sizes.py). A pool that has one page size pays for
+// one comparison a miss.
 bool ask_for_memory(SegmentObject* seg) {
     Segment& s = *seg->s;
     if (!has_other_sizes(s)) return true;
     u64 evictions = s.counters().evictions_recycled.load_relaxed(), now = prim::coarse_ns();
     u64 evicted = (evictions - seg->evictions_then.load_relaxed()) << s.g.page_shift;
+    evicted += seg->put_bytes.load_relaxed();
     if (evicted < ASK_AFTER_BYTES || now - seg->moved_ns.load_relaxed() < ASK_EVERY_NS) return true;
     seg->evictions_then.store_relaxed(evictions);
     seg->moved_ns.store_relaxed(now);
+    seg->put_bytes.store_relaxed(0);
     PyObject* r = PyObject_CallFunction(seg->on_exhausted, "siiiidi", "memory", 0, 0, 0, 0, 0.0, 0);
     if (!r) return false;
     Py_DECREF(r);

@@ -52,6 +52,7 @@ struct SegmentObject {
     int lost;           // why this forked child cannot use the pool: an errno, or LOST_…; 0 if it can
     PyObject* on_exhausted;  // called with what is wrong (memory.py): frees a frame or raises
     Atomic<u64> evictions_then, moved_ns;  // when misses last asked for memory of other page sizes: see ask_for_memory
+    Atomic<u64> put_bytes;                 // of values for which room had to be made since then
     SegmentObject* next;     // the list of all attached segments, for fork
     ForkPlan plan;
     // Handles that may touch entries: their list, and how many of them may touch entries of each block (with the same
