@@ -213,16 +213,20 @@ class Client(Inspectable):
         if found is not None and not found.closed and not found.was_removed_from(self):
             return found
         path = segment_file.path_of_size(self.path, page_size)
-        try:
-            about = segment_file.look_at(path, self.trusted_uid)
-        except SegmentNotFound:
-            return None
-        if about["home"] != self.known_uuid:
-            return None
-        found = Client(path, self.trusted_uid, about["uuid"], self.mode, make_room=self._make_room, save=self._save)
-        found._home, found.log_sync = self, self.log_sync
-        self._others[page_size] = found
-        return found
+        while True:
+            try:
+                about = segment_file.look_at(path, self.trusted_uid)
+            except SegmentNotFound:
+                return None
+            if about["home"] != self.known_uuid:
+                return None
+            found = Client(path, self.trusted_uid, about["uuid"], self.mode, make_room=self._make_room, save=self._save)
+            found._home, found.log_sync = self, self.log_sync
+            # Perhaps another process has removed the size since the look, and made it again: then it is looked at again.
+            with suppress(SegmentNotFound, SegmentReplaced):
+                _ = found.seg
+                self._others[page_size] = found
+                return found
 
     def was_removed_from(self, home: "Client") -> bool:
         """Whether this page size was removed from its pool; with a pool that is removed, its sizes remain to those attached."""

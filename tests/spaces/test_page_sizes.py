@@ -942,6 +942,36 @@ def test_a_forked_child_does_not_keep_the_lock_of_the_sizes(pool):
         os.waitpid(pid, 0)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "removed-and-made"])
+def test_a_size_that_another_process_removes_while_this_one_finds_it(pool, monkeypatch, again):
+    """A process looks at the file of a size, and attaches to it afterwards. If the size was removed in between, and made again, every call
+    about all sizes raised SegmentReplaced, about a pool that somebody had pickled; or SegmentNotFound, if it was not made again."""
+    look_at = segment_file.look_at
+
+    def make():
+        with attached(pool.name) as other:
+            use(other.open_derived("tiles", 50, load, page_size=BIG), [7])
+
+    def remove():
+        with attached(pool.name) as other:
+            other.space("tiles").remove()
+            other.remove_page_size(BIG)
+
+    def look_too_early(path, uid):
+        found = look_at(path, uid)
+        if "@" in str(path):
+            monkeypatch.setattr(segment_file, "look_at", look_at)
+            for step in (remove, make) if again else (remove,):
+                assert exit_code(forked(step)) == 0
+        return found
+
+    assert exit_code(forked(make)) == 0
+    monkeypatch.setattr(segment_file, "look_at", look_too_early)
+    assert list(pool.page_sizes()) == ([PAGE, BIG] if again else [PAGE])
+    if again:
+        use(pool.open_derived("tiles", 50, load, page_size=BIG), [7])
+
+
 # ---- caches beside page sizes ---------------------------------------------------------------
 
 
