@@ -142,7 +142,7 @@ class _Recorded:
 def _earn(client: Client, step: int, whole: int) -> page_sizes.Earning:
     """Memory earns most in the other size, and the pool's own has a step of it to give."""
     is_home = client is client.home()
-    return page_sizes.Earning(client, 0.0, 0.0 if is_home else 1.0, step if is_home else 0, 0)
+    return page_sizes.Earning(client, 0.0, 0.0 if is_home else 1.0, step if is_home else 0, 0, 0)
 
 
 @pytest.mark.parametrize(
