@@ -265,9 +265,9 @@ static bool has_other_sizes(Segment& s) {
     return s.header->other_sizes.load_relaxed() || memcmp(s.header->home, none, sizeof none) != 0;
 }
 
-// After misses of this process that have evicted pages, and puts for which room had to be made: memory moves to this page
-// size if it saves more misses here, or caches may have more (upkeep/page_sizes.py). A pool that has one page size pays for
-// one comparison a miss.
+// After misses of this process that have evicted pages, and puts for which room had to be made: memory moves to this
+// page size if it saves more misses here, or caches may have more (upkeep/page_sizes.py). A pool that has one page size
+// pays for one comparison a miss.
 bool ask_for_memory(SegmentObject* seg) {
     Segment& s = *seg->s;
     if (!has_other_sizes(s)) return true;
