@@ -354,7 +354,7 @@ def main() -> None:
             )
     print("\nall traces; the ratios are geometric means, and the worst of each")
     for design, found in rows.items():
-        used, objects, missed, extra, moved = (list(column) for column in zip(*found, strict=True))
+        used, objects, missed, extra, moved = (list[float](column) for column in np.array(found).T)
         print(
             f"{design:<14} used {np.mean(used):.3f} (least {min(used):.3f})  objects {mean(objects):.3f} ({max(objects):.3f})  "
             f"bytes {mean(missed):.3f} ({max(missed):.3f})  extra {np.mean(extra):.3f} ({max(extra):.3f})  moved {np.mean(moved):.2f} ({max(moved):.2f})"
