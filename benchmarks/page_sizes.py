@@ -179,7 +179,7 @@ def make_run(frames: Frames, size: int, result: Result, avoid: tuple[int, int] =
 
 def free_run(frames: Frames, size: int, avoid: tuple[int, int] = (0, 0)) -> int | None:
     """A free run, in the fullest surroundings."""
-    free = (frames.page < 0).reshape(-1, size).all(axis=1)
+    free = np.asarray((frames.page < 0).reshape(-1, size).all(axis=1))
     free[avoid[0] // size : -(-avoid[1] // size)] = False
     if not free.any():
         return None
@@ -354,10 +354,10 @@ def main() -> None:
             )
     print("\nall traces; the ratios are geometric means, and the worst of each")
     for design, found in rows.items():
-        used, objects, missed, extra, moved = (list[float](column) for column in np.array(found).T)
+        shares, pages, lost, early, copied = (column.tolist() for column in np.array(found).T)
         print(
-            f"{design:<14} used {np.mean(used):.3f} (least {min(used):.3f})  objects {mean(objects):.3f} ({max(objects):.3f})  "
-            f"bytes {mean(missed):.3f} ({max(missed):.3f})  extra {np.mean(extra):.3f} ({max(extra):.3f})  moved {np.mean(moved):.2f} ({max(moved):.2f})"
+            f"{design:<14} used {np.mean(shares):.3f} (least {min(shares):.3f})  objects {mean(pages):.3f} ({max(pages):.3f})  "
+            f"bytes {mean(lost):.3f} ({max(lost):.3f})  extra {np.mean(early):.3f} ({max(early):.3f})  moved {np.mean(copied):.2f} ({max(copied):.2f})"
         )
     print("\nmisses per access, by page size")
     for size, counts in sorted(by_size.items()):
