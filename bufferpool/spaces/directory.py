@@ -521,7 +521,7 @@ def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> 
     )
     while True:
         try:
-            return client.seg.add_space(made)
+            return client.seg.add_space(made, wanted.patience)
         except SpaceFull:  # without max_pages, the numbers for growth are optional
             if options.get("max_pages") is not None or made.max_pages <= max(pages, 1):
                 raise

@@ -45,8 +45,11 @@ class Share(NamedTuple):
         """Whether a limit or a reserve was given."""
         return self != (None, None)
 
-    def give(self, client: Client, record: Record) -> None:
-        """Sets the limit and the reserve of a space. Raises ValueError, TooManySpaces, SpaceRemoved, PoolReadOnly."""
+    def give(self, client: Client, record: Record, patience: float) -> None:
+        """Sets the limit and the reserve of a space; waits up to ``patience`` seconds for each lock of another client.
+
+        Raises ValueError, TooManySpaces, SpaceRemoved, PoolReadOnly, WaitTimeout.
+        """
         client.require_writable("set the share of a space")
         limit = record["limit"] if self.limit is None else self.limit
         reserve = record["reserve"] if self.reserve is None else self.reserve
@@ -54,7 +57,7 @@ class Share(NamedTuple):
             raise ValueError(
                 f"the reserve of {record['name']!r} ({reserve} bytes) must not be above its limit ({limit} bytes); give both"
             )
-        done = client.seg.set_share(record["index"], record["generation"], limit, reserve)
+        done = client.seg.set_share(record["index"], record["generation"], limit, reserve, patience)
         if done == _Set.NO_SPACE:
             raise SpaceRemoved(f"space {record['name']!r} has been removed meanwhile; open it again")
         if done == _Set.TOO_MANY:
@@ -66,6 +69,6 @@ class Share(NamedTuple):
                 f"reserve={reserve} is too much: the reserves of all spaces together may be seven eighths of the pool's "
                 f"capacity ({format_size(client.budget_frames * client.page_size)}); reserve less, or resize the pool"
             )
-        client.seg.fit_share(record["index"])
+        client.seg.fit_share(record["index"], patience)
         if reserve:
-            client.seg.fit_objects(None, reason_number("budget"))
+            client.seg.fit_objects(None, reason_number("budget"), patience)

@@ -676,14 +676,15 @@ class Space(_core.Space):
         be seven eighths of the pool; if the pool shrinks, each keeps its part of that. ``trim``, and a steward under
         pressure, evict pages within a reserve last; ``trim_idle`` evicts all that were not used.
 
-        The share ends with the space. Raises ValueError, TypeError, TooManySpaces (64 spaces may have a share), SpaceRemoved, PoolReadOnly.
+        The share ends with the space. Raises ValueError, TypeError, TooManySpaces (64 spaces may have a share), SpaceRemoved, PoolReadOnly; and
+        WaitTimeout, if another client that is stopped has a lock of the pool.
         """
         self.take_share(Share.of(limit, reserve, self._client.page_size))
 
     def take_share(self, share: Share) -> "Space":
         """Takes the share that a call gives, if it gives one (internal)."""
         if share.is_given:
-            share.give(self._client, self._record())
+            share.give(self._client, self._record(), self._wanted.patience)
         return self
 
     def _record(self) -> Record:

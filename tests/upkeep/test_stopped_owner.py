@@ -94,6 +94,58 @@ def test_a_miss(pool, data_file, owner, call) -> None:
     assert pool.check() == []
 
 
+def _in_group(pool: bp.Pool, table: bp.Space) -> None:
+    with pool.publish_many() as group:
+        group.write(table, 5, timeout=SHORT)[:] = 1
+        group.write(table, 6, timeout=SHORT)[:] = 2
+
+
+def _in_block(write: bp.Write) -> None:
+    with write as page:
+        page[:] = 1
+
+
+TWO = np.ones((2, PAGE), np.uint8)
+FIRST_CALLS: dict[str, Callable[[bp.Pool, bp.Space, Any], object]] = {
+    **{name: lambda _, table, __, call=call: call(table) for name, call in CALLS.items()},  # type: ignore[misc]
+    "write and end": lambda _, table, __: _in_block(table.write(5, timeout=SHORT)),
+    "write fresh": lambda _, table, __: _in_block(table.write(5, fresh=True, timeout=SHORT)),
+    "write_many": lambda _, table, __: table.write_many([5, 6], TWO, timeout=SHORT),
+    "append": lambda _, table, __: _in_block(table.append(timeout=SHORT)),
+    "append_many": lambda _, table, __: table.append_many(TWO, timeout=SHORT),
+    "grow": lambda _, table, __: table.grow(70, timeout=SHORT),
+    "group": lambda pool, table, _: _in_group(pool, table),
+    "resize": lambda pool, *_: pool.resize(48 * PAGE, timeout=SHORT),
+    "resize up": lambda pool, *_: pool.resize(400 * PAGE, timeout=SHORT),
+    "trim": lambda pool, *_: pool.trim(4 * PAGE, timeout=SHORT),
+    "flush": lambda pool, *_: pool.flush(timeout=SHORT),
+    "check": lambda pool, *_: pool.check(timeout=SHORT),
+    "open": lambda pool, _, path: pool.open_file(path, "r+", timeout=SHORT),
+    "open with a limit": lambda pool, _, path: pool.open_file(path, "r+", limit=16 * PAGE, timeout=SHORT),
+    "open with a long name": lambda pool, _, path: pool.open_file(path, "r+", name="n" * 2000, timeout=SHORT),
+}
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("lock", ["memory", "growth", "directory", "objects", "advice"])
+@pytest.mark.parametrize("call", FIRST_CALLS.values(), ids=FIRST_CALLS.keys())
+def test_the_first_call_of_a_pool(make_pool, attach, data_file, lock, call) -> None:
+    """Nothing has memory yet: neither an entry of the space, nor a frame, nor the slot of a seventeenth space.
+
+    ``get(n, timeout=)`` and the others asked for the memory of the page's entry before their time began, so that they waited for
+    a stopped owner of the growth lock without a limit. So did ``open_file(timeout=)`` for the slot of the space.
+    """
+    pool = make_pool(max_capacity=512 * PAGE)
+    before = {c.client for c in pool.clients()}
+    table = pool.open_file(data_file(64), "r+", name="table", max_pages=128)
+    for i in range(15):
+        pool.open_scratch(f"space-{i}", 1)
+    (owner,) = {c.client for c in attach(pool).clients()} - before
+    with held(pool, lock, owner), contextlib.suppress(bp.WaitTimeout, bp.PoolExhausted):
+        call(pool, table, data_file(64))
+    assert table[6].size == PAGE
+
+
 @pytest.mark.usefixtures("in_time")
 def test_a_derived_page(pool, owner) -> None:
     """The loader is called before a frame is taken; its content is given up with the call."""

@@ -72,7 +72,7 @@ inline void give_back_entries(Segment& s) {
     const Geometry& g = s.g;
     Vec<EntryRun> runs;
     bool listed = entry_runs(s, runs, [](SpaceSlot& t) { return t.state.load_acquire() != SPACE_FREE; });
-    if (!listed || !lock_growth(s)) return;
+    if (!listed || !lock_growth(s)) return s.removed_here.store_relaxed(1);
     u64 block = round_up(g.entries_at, ENTRY_BLOCK) / ENTRY_BLOCK, end = g.frames_at / ENTRY_BLOCK;
     for (bool more = true; more && block < end;) {
         u64 first = block;
@@ -164,8 +164,10 @@ inline u32 sweep_closing(Segment& s) {
 }
 
 // Releases the directory lock. Before and after that it removes closed spaces, because a client that closes one does
-// not wait for the lock: either that client finds the lock free, or this one finds its closed space.
+// not wait for the lock: either that client finds the lock free, or this one finds its closed space. Other locks are
+// waited for briefly only, because their owners may be stopped, and others wait for the directory.
 inline void leave_directory(Segment& s) {
+    Patience patience(BRIEF_SLICES);
     for (u32 left = sweep_closing(s);;) {
         if (!s.keeps_entries && s.removed_here.load_relaxed()) {
             s.removed_here.store_relaxed(0);

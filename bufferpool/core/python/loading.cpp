@@ -138,8 +138,8 @@ void end_use(SpaceObject* sp) {
 }
 
 // Gives the entry of a page memory, if it has none yet. (The space's span alone does not say that there is such a page:
-// it may be damaged.) 0 or -1.
-int back_entry(SpaceObject* sp, u64 page_no) {
+// it may be damaged.) `deadline_ns`: when to give up; 0: never. 0 or -1.
+int back_entry(SpaceObject* sp, u64 page_no, u64 deadline_ns) {
     Segment& s = *sp->seg->s;
     if (page_no >= sp->max_pages) return raise_status(Status::CORRUPT, page_no), -1;
     if (!note_entry(sp, page_no)) {
@@ -147,9 +147,10 @@ int back_entry(SpaceObject* sp, u64 page_no) {
         int r;
         {
             Released unlocked(sp->seg);
+            Deadline deadline(deadline_ns);
             r = grow_with_room(s, [&] { return plug_entries(s, space_slot(sp), page_no, 1, sp->generation); });
         }
-        if (r == -EINTR) return raise_interrupted("memory for the entry of a page"), -1;
+        if (r == -EINTR) return raise_given_up(s, deadline_ns, "memory for the entry of a page"), -1;
         if (r) return raise_errno(r, "the space's entries cannot be allocated (fallocate)"), -1;
         if (!still_open(sp)) return raise_space_removed(sp), -1;
         if (!note_entry(sp, page_no)) return raise_status(Status::CORRUPT, page_no), -1;
@@ -158,7 +159,7 @@ int back_entry(SpaceObject* sp, u64 page_no) {
 }
 
 // The page number in `n`, checked against the space; with `from_end`, a negative one counts from the end. 0 or -1.
-int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end, Backing backing) {
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end, Backing backing, u64 deadline_ns) {
     long long v;
     if (PyLong_Check(n) && !PyBool_Check(n)) {
         v = PyLong_AsLongLong(n);
@@ -183,7 +184,7 @@ int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end, Backi
         return bad_page(sp, span, n);
     page_no = u64(v);
     if (is_backed(sp, page_no) || (backing == Backing::AS_IS && page_no < sp->max_pages)) return 0;
-    return back_entry(sp, page_no);
+    return back_entry(sp, page_no, deadline_ns);
 }
 
 bool still_open(SpaceObject* sp) { return place_of(sp, 0).open(); }

@@ -123,6 +123,8 @@ PyObject* core_observe(PyObject*, PyObject* fd);
 PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait, double timeout = Py_HUGE_VAL);
 // An operation could not get a lock of the pool: raises the exception of a signal's handler, or WaitTimeout.
 PyObject* raise_late(Segment* s, const char* what);
+// The same, of one that has a deadline, or none (0): without one only a signal's handler can end the wait.
+PyObject* raise_given_up(Segment& s, u64 deadline_ns, const char* what);
 u64 deadline_in(double seconds);  // segment.cpp: of a method that takes a timeout in seconds, which may be infinite
 bool is_interrupted(PyObject* held);
 PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* held);  // takes over `held`
@@ -143,8 +145,9 @@ void watch_forks();
 // loading.cpp: how a page gets pinned
 struct Access;  // fetch.h
 enum class Backing { GIVEN, AS_IS };  // whether the entry of a page gets memory, if it has none
-int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false, Backing backing = Backing::GIVEN);
-int back_entry(SpaceObject* sp, u64 page_no);
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false, Backing backing = Backing::GIVEN,
+                u64 deadline_ns = 0);
+int back_entry(SpaceObject* sp, u64 page_no, u64 deadline_ns = 0);
 bool note_entry(SpaceObject* sp, u64 page_no);
 void let_go(SpaceObject* sp);
 void let_go_of_removed(SegmentObject* seg);

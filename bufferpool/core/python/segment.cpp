@@ -350,6 +350,10 @@ PyObject* raise_late(Segment* s, const char* what) {
                  what, lock_owner(*s));
 }
 
+PyObject* raise_given_up(Segment& s, u64 deadline_ns, const char* what) {
+    return deadline_ns && prim::now_ns() >= deadline_ns ? raise_late(&s, what) : raise_interrupted(what);
+}
+
 // shrink(frames, reason, evict, timeout) -> (given back, moved, pinned, dirty, busy, the errno with which the kernel
 // refused some, or 0). It may give back less because the time is over.
 static PyObject* segment_shrink(PyObject* self, PyObject* args) {

@@ -220,13 +220,15 @@ static PyObject* segment_removals(PyObject* self, PyObject*) {
 }
 
 // A slot for a new space of so many pages, and a run of entries. False: an exception is set.
-static bool has_place(SegmentObject* seg, u64 pages, u64 max_pages, bool needs_long_texts, NewPlace& at) {
+static bool has_place(SegmentObject* seg, u64 pages, u64 max_pages, bool needs_long_texts, u64 deadline_ns,
+                      NewPlace& at) {
     Segment& s = *seg->s;
     {
         Released unlocked(seg);
+        Deadline deadline(deadline_ns);
         grow_with_room(s, [&] { return at = find_place(s, max_pages, needs_long_texts), at.error; });
     }
-    if (at.error == -EINTR) return raise_interrupted("memory for the slots of spaces"), false;
+    if (at.error == -EINTR) return raise_given_up(s, deadline_ns, "memory for the slots of spaces"), false;
     if (at.error) return raise_errno(at.error, "the slots of more spaces cannot be allocated"), false;
     if (at.no_memory) return PyErr_NoMemory(), false;
     if (at.index == NONE) {
@@ -254,8 +256,12 @@ void put_text(char (&place)[MOST], const char* text, size_t bytes) {
     memset(place + n, 0, MOST - n);
 }
 
-// add_space(directory.NewSpace) -> index. The directory lock is held.
-static PyObject* segment_add_space(PyObject* self, PyObject* made) {
+// add_space(directory.NewSpace, timeout) -> index. The directory lock is held.
+static PyObject* segment_add_space(PyObject* self, PyObject* args) {
+    PyObject* made;
+    double timeout;
+    if (!PyArg_ParseTuple(args, "Od:add_space", &made, &timeout)) return nullptr;
+    u64 deadline_ns = deadline_in(timeout);
     const char *name, *path;
     Py_ssize_t name_n, path_n;
     unsigned kind, flags;
@@ -274,7 +280,7 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
         return raise("ValueError", "the name and the path of a space have at most %u bytes", LONGEST_TEXT - 1);
     bool is_long = name_n >= Py_ssize_t(SHORT_TEXT) || path_n >= Py_ssize_t(SHORT_TEXT);
     NewPlace at;
-    if (!has_place(S(self), pages, max_pages, is_long, at)) return nullptr;
+    if (!has_place(S(self), pages, max_pages, is_long, deadline_ns, at)) return nullptr;
     auto fill = [&](SpaceSlot& t) {
         u64 hits, misses;
         if (!sum_uses(*s, at.index, hits, misses)) return false;
@@ -308,35 +314,43 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
 static PyObject* segment_set_share(PyObject* self, PyObject* args) {
     unsigned index;
     unsigned long long generation, limit, reserve;
-    if (!PyArg_ParseTuple(args, "IKKK:set_share", &index, &generation, &limit, &reserve)) return nullptr;
+    double timeout;
+    if (!PyArg_ParseTuple(args, "IKKKd:set_share", &index, &generation, &limit, &reserve, &timeout)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     if (index >= s->space_count()) return raise("ValueError", "no such space");
     ShareSet done = ShareSet::NO_SPACE;
     bool locked;
+    u64 deadline_ns = deadline_in(timeout);
     {
         Released unlocked(S(self));
+        Deadline deadline(deadline_ns);
         locked = lock_memory(*s);
         if (locked) {
             done = set_share(*s, index, generation, limit, reserve);
             unlock_memory(*s);
         }
     }
-    return locked ? PyLong_FromLong(long(done)) : raise_interrupted("the lock of the memory");
+    return locked ? PyLong_FromLong(long(done)) : raise_given_up(*s, deadline_ns, "set_share");
 }
 
-// fit_share(index): evicts until the space has no more pages than its limit allows, as far as they can be evicted.
-static PyObject* segment_fit_share(PyObject* self, PyObject* arg) {
-    unsigned long i = PyLong_AsUnsignedLong(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+// fit_share(index, timeout): evicts until the space has no more pages than its limit allows, as far as they can be
+// evicted.
+static PyObject* segment_fit_share(PyObject* self, PyObject* args) {
+    unsigned i;
+    double timeout;
+    if (!PyArg_ParseTuple(args, "Id:fit_share", &i, &timeout)) return nullptr;
+    Segment* s = opened(S(self));
     if (!s) return nullptr;
+    u64 deadline_ns = deadline_in(timeout);
     if (i >= s->space_count()) return raise("ValueError", "no such space");
     Status status;
     {
         Released unlocked(S(self));
-        status = fit_share(*s, u32(i));
+        Deadline deadline(deadline_ns);
+        status = fit_share(*s, i);
     }
-    if (status != Status::OK) return raise_interrupted("the lock of the memory");
+    if (status != Status::OK) return raise_given_up(*s, deadline_ns, "set_share");
     Py_RETURN_NONE;
 }
 
@@ -369,6 +383,7 @@ static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
     bool ok;
     {
         Released unlocked(S(self));
+        Patience patience(PATIENT_SLICES);
         ok = remove_space(*s, u32(i), 0, freed);
     }
     return Py_BuildValue("(OI)", ok ? Py_True : Py_False, freed);
@@ -510,19 +525,19 @@ PyMethodDef directory_methods[] = {
     {"own_uses", entered<segment_own_uses, SegmentEntry>, METH_O,
      "own_uses($self, index, /)\n--\n\n"
      "The hits and misses that this client has counted in this slot."},
-    {"add_space", entered<segment_add_space, SegmentEntry>, METH_O,
-     "add_space($self, made, /)\n--\n\n"
+    {"add_space", entered<segment_add_space, SegmentEntry>, METH_VARARGS,
+     "add_space($self, made, timeout, /)\n--\n\n"
      "Fills a slot with a new space (directory.NewSpace); returns the slot's number. The caller holds the\n"
-     "directory lock. Raises TooManySpaces, SpaceFull, SharedMemoryFull."},
+     "directory lock. Raises TooManySpaces, SpaceFull, SharedMemoryFull; WaitTimeout after so many seconds."},
     {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O,
      "space_in_use($self, space, /)\n--\n\n"
      "Whether a page of the space is being written, loaded or flushed. Raises WouldDeadlock if this thread does\n"
      "it."},
     {"set_share", entered<segment_set_share, SegmentEntry>, METH_VARARGS,
-     "set_share($self, space, generation, limit, reserve, /)\n--\n\n"
+     "set_share($self, space, generation, limit, reserve, timeout, /)\n--\n\n"
      "Sets the limit and the reserve of a space in bytes, 0 for none; returns a ShareSet (protocol/shares.h)."},
-    {"fit_share", entered<segment_fit_share, SegmentEntry>, METH_O,
-     "fit_share($self, space, /)\n--\n\n"
+    {"fit_share", entered<segment_fit_share, SegmentEntry>, METH_VARARGS,
+     "fit_share($self, space, timeout, /)\n--\n\n"
      "Evicts pages of a space until it has no more than its limit, as far as they can be evicted."},
     {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O,
      "remove_space($self, space, /)\n--\n\n"

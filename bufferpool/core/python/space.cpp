@@ -86,13 +86,19 @@ static int with_timeout(const char* name, PyObject* const* args, Py_ssize_t n, P
     return named ? deadline_of(args[1], access.deadline_ns) : 0;
 }
 
+// The page number of a call that has a timeout. 0 or -1.
+static int number_of(SpaceObject* sp, PyObject* n, Access access, u64& page_no) {
+    return page_number(sp, n, page_no, false, Backing::GIVEN, access.deadline_ns);
+}
+
 static PyObject* space_get(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyObject* what;
     Access access;
     u64 page_no;
     u32 frame;
-    if (with_timeout("get", args, n, names, what, access) < 0 || page_number(sp, what, page_no) < 0) return nullptr;
+    if (with_timeout("get", args, n, names, what, access) < 0 || number_of(sp, what, access, page_no) < 0)
+        return nullptr;
     return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : view_of(sp, frame);
 }
 
@@ -128,7 +134,8 @@ static PyObject* space_pin(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     Access access;
     u64 page_no;
     u32 frame;
-    if (with_timeout("pin", args, n, names, what, access) < 0 || page_number(sp, what, page_no) < 0) return nullptr;
+    if (with_timeout("pin", args, n, names, what, access) < 0 || number_of(sp, what, access, page_no) < 0)
+        return nullptr;
     return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : new_pin(sp, frame, page_no);
 }
 
@@ -155,7 +162,7 @@ static Py_ssize_t space_length(PyObject* self) {
 
 // The page numbers in `ids` as int64, checked. It is a copy, because a loader or another thread may change `ids`
 // meanwhile.
-static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids, Backing backing = Backing::GIVEN) {
+static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids, Backing backing, u64 deadline_ns = 0) {
     PyObject* any = PyArray_FROM_O(ids);
     if (!any) return nullptr;
     auto a = reinterpret_cast<PyArrayObject*>(any);
@@ -177,7 +184,7 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids, Backing backi
     for (npy_intp i = 0; i < PyArray_SIZE(numbers); i++) {
         bool exists = v[i] >= 0 && u64(v[i]) < space_pages(span) && space_generation(span) == sp->generation;
         bool ready = is_backed(sp, u64(v[i])) || (backing == Backing::AS_IS && u64(v[i]) < sp->max_pages);
-        if (exists && (ready || back_entry(sp, u64(v[i])) == 0)) continue;
+        if (exists && (ready || back_entry(sp, u64(v[i]), deadline_ns) == 0)) continue;
         PyObject* n = exists ? nullptr : PyLong_FromLongLong(v[i]);
         if (n) bad_page(sp, span, n);
         Py_XDECREF(n);
@@ -194,8 +201,8 @@ struct PageNumbers {
     const npy_int64* v = nullptr;
     npy_intp n = 0;
 
-    PageNumbers(SpaceObject* sp, PyObject* ids, Backing backing = Backing::GIVEN)
-        : touches(sp), array(page_numbers(sp, ids, backing)) {
+    PageNumbers(SpaceObject* sp, PyObject* ids, Backing backing = Backing::GIVEN, u64 deadline_ns = 0)
+        : touches(sp), array(page_numbers(sp, ids, backing, deadline_ns)) {
         if (array) v = static_cast<const npy_int64*>(PyArray_DATA(array)), n = PyArray_SIZE(array);
     }
     PageNumbers(const PageNumbers&) = delete;
@@ -291,7 +298,7 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
     PyObject* ids;
     Access access;
     if (with_timeout("pin_many", args, count, names, ids, access) < 0) return nullptr;
-    PageNumbers numbers(sp, ids);
+    PageNumbers numbers(sp, ids, Backing::GIVEN, access.deadline_ns);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
@@ -350,7 +357,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:read_many", const_cast<char**>(names), &ids, &out, &timeout))
         return nullptr;
     if (deadline_of(timeout, access.deadline_ns) < 0) return nullptr;
-    PageNumbers numbers(sp, ids);
+    PageNumbers numbers(sp, ids, Backing::GIVEN, access.deadline_ns);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
     npy_intp n = numbers.n;
@@ -492,10 +499,10 @@ static PyObject* space_early(PyObject* self, PyObject* args) {
     unsigned long long deadline_ns;
     u64 page_no;
     u32 frame;
-    if (!PyArg_ParseTuple(args, "OpK:_early", &n, &once, &deadline_ns) || page_number(sp, n, page_no) < 0)
-        return nullptr;
-    bool absent = state_of(sp, page_no) == ABSENT;
+    if (!PyArg_ParseTuple(args, "OpK:_early", &n, &once, &deadline_ns)) return nullptr;
     Access access{.counts = false, .once = once != 0, .early = true, .deadline_ns = deadline_ns};
+    if (number_of(sp, n, access, page_no) < 0) return nullptr;
+    bool absent = state_of(sp, page_no) == ABSENT;
     if (acquire_slowly(sp, page_no, access, frame) < 0) return nullptr;
     drop_pin(sp->seg, frame);
     return PyBool_FromLong(absent);
@@ -541,7 +548,8 @@ static PyObject* space_write(PyObject* self, PyObject* const* args, Py_ssize_t c
     auto [n, timeout, lsn, fresh] = given;
     if (!n) return raise("TypeError", "write() needs the number of a page");
     u64 page_no;
-    if (page_number(sp, n, page_no) < 0) return nullptr;
+    // The entry gets its memory in the block, within the timeout.
+    if (page_number(sp, n, page_no, false, Backing::AS_IS) < 0) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "write");
     u64 timeout_ns;
     if (patience_of(timeout, timeout_ns) < 0 || refuse_in_group(sp, "space.write()") < 0) return nullptr;
@@ -588,8 +596,8 @@ static int grow_to(SpaceObject* sp, u64 pages, u64 timeout_ns) {
     Busy busy(sp->seg);
     if (pages <= space_pages(space_slot(sp).span.load_acquire())) return 0;
     Touches touches(sp);
-    if (back_entry(sp, pages - 1) < 0) return -1;
     PublishHooks hooks{{{sp, pages - 1, prim::now_ns() + timeout_ns}}, sp->seg->forks};
+    if (back_entry(sp, pages - 1, hooks.deadline_ns) < 0) return -1;
     hooks.edited = false;
     Status status = grow_space(*sp->seg->s, place_of(sp, pages - 1), pages, !sp->zero_fill, hooks);
     return answer(status, sp, pages - 1);
@@ -658,7 +666,7 @@ static PyObject* space_write_many(PyObject* self, PyObject* args, PyObject* kwar
     Rows rows;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OO:write_many", const_cast<char**>(names), &ids, &what,
                                      &timeout, &lsn) ||
-        rows.parse(sp, what, timeout, lsn, "write") < 0 || !(rows.numbers = page_numbers(sp, ids)) ||
+        rows.parse(sp, what, timeout, lsn, "write") < 0 || !(rows.numbers = page_numbers(sp, ids, Backing::AS_IS)) ||
         refuse_in_group(sp, "space.write_many()") < 0)
         return nullptr;
     npy_intp n = PyArray_SIZE(rows.numbers);

@@ -153,7 +153,7 @@ PyObject* write_enter(PyObject* self, PyObject*) {
         OwnHooks hooks{{sp, w->page_no, prim::now_ns() + w->timeout_ns}};
         Busy busy(sp->seg);
         Touches touches(sp);
-        bool backed = is_backed(sp, w->page_no) || back_entry(sp, w->page_no) == 0;
+        bool backed = is_backed(sp, w->page_no) || back_entry(sp, w->page_no, hooks.deadline_ns) == 0;
         if (!backed || answer(own_page(s, place_of(sp, w->page_no), Access{}, hooks, frame), sp, w->page_no) < 0) {
             Py_CLEAR(w->page);
             return nullptr;
@@ -208,9 +208,10 @@ static int publish_version(Version v) {
     Touches touches(sp);
     Segment& s = *sp->seg->s;
     Place at = place_of(sp, v.page_no);
-    if (at.open() && !is_backed(sp, v.page_no) && back_entry(sp, v.page_no) < 0) return -1;
+    u64 deadline_ns = prim::now_ns() + v.timeout_ns;
+    if (at.open() && !is_backed(sp, v.page_no) && back_entry(sp, v.page_no, deadline_ns) < 0) return -1;
     Image image{!sp->discardable, sp->discardable, v.lsn};
-    PublishHooks hooks{{{sp, v.page_no, prim::now_ns() + v.timeout_ns}}, v.forks};
+    PublishHooks hooks{{{sp, v.page_no, deadline_ns}}, v.forks};
     Status status = Status::REMOVED;
     if (at.open() && !may_keep(v)) return -1;
     if (at.open())
