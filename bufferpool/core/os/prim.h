@@ -370,6 +370,12 @@ inline void use_huge_pages(void* at, u64 bytes) {
 // Forbids the kernel to make huge pages of this part of a mapping, whose memory was given back.
 inline void use_small_pages(void* at, u64 bytes) { madvise(at, bytes, MADV_NOHUGEPAGE); }
 
+// Was the file opened with O_DIRECT, and does its file system take it?
+inline bool is_direct(int fd) {
+    int flags = fcntl(fd, F_GETFL);
+    return flags < 0 || flags & O_DIRECT;
+}
+
 // Maps private memory that certainly consists of huge pages, at an aligned address. Null if the kernel has no huge
 // page, or cannot confirm that it gave one (before Linux 6.1). A forked child does not inherit the mapping.
 inline u8* map_huge(u64 bytes) {

@@ -1,5 +1,10 @@
 // Reads or writes of a file, several under way at once. The thread's io_uring does them; without a ring, a few threads
 // of this process do; without threads, they are done one after the other.
+//
+// A process that is killed ends before its io_uring: a disk may read or write memory for it later. The frames belong to
+// other pages by then. So with O_DIRECT the ring only reads, and only into memory of this process; transfers between a
+// disk and a frame are done by threads, and the process does not end before they have ended. Where the kernel copies the
+// bytes (through its page cache), it does so before the process ends, and the ring may have any memory.
 #pragma once
 
 #include "os/heap.h"
@@ -33,8 +38,8 @@ struct TransferQueue {
     }
 };
 
-// The threads of this process that read and write if there is no io_uring. They start when there is work, and end
-// after IDLE_NS without work.
+// The threads of this process that read and write what io_uring may not, or if there is none. They start when there is
+// work, and end after IDLE_NS without work.
 class TransferThreads {
     static constexpr u32 MOST = 16;
     static constexpr u64 IDLE_NS = 500'000'000;
@@ -96,12 +101,6 @@ public:
         return t;
     }
 
-    void hand_back(Transfer* t, TransferQueue& home) {
-        pthread_mutex_lock(&mutex_);
-        home.push(t);
-        pthread_mutex_unlock(&mutex_);
-    }
-
     // Called in a forked child, which has none of the threads.
     void forget() { new (this) TransferThreads; }
 };
@@ -113,11 +112,11 @@ class Transfers {
     static_assert(UNDER_WAY <= Uring::DEPTH);
     static constexpr u32 AT_ONCE = 16;  // the number of pages that are submitted together
     Transfer slots_[UNDER_WAY];
-    TransferQueue free_, ended_;  // with threads, `ended_` is under their mutex
-    u32 under_way_ = 0, added_ = 0, begun_ = 0;
+    TransferQueue free_, ended_, ended_by_threads_;  // the last one is under their mutex
+    u32 under_way_ = 0, with_threads_ = 0, added_ = 0;
     Uring* ring_;  // null: by threads, or one transfer after the other
     Staging* staging_ = nullptr;
-    bool by_threads_ = false, asked_for_staging_ = false;
+    bool asked_for_staging_ = false;
 
 public:
     Transfers() : ring_(Uring::of_this_thread()) {
@@ -132,15 +131,15 @@ public:
 
     void begin(const Vectored& what, u32 first) {
         Transfer* t = free_.pop();
-        *t = {what, first, 0, nullptr, &ended_};
+        *t = {what, first, 0, nullptr, &ended_by_threads_};
         under_way_++;
-        if (ring_) return add(*t);
+        if (ring_ && add(*t)) return;
         if (TransferThreads::of_this_process().begin(t)) {
-            by_threads_ = true;
+            with_threads_++;
             return;
         }
         t->run();
-        done(t);
+        ended_.push(t);
     }
 
     // Adds a result without a transfer.
@@ -148,15 +147,18 @@ public:
         Transfer* t = free_.pop();
         *t = {Vectored{false, -1, nullptr, count, 0}, first, got, nullptr, nullptr};
         under_way_++;
-        done(t);
+        ended_.push(t);
     }
 
     // Waits until a transfer has ended, and returns it in `out`. False: none is under way.
     bool ended(Transfer& out) {
         if (!under_way_) return false;
-        Transfer* t = by_threads_ ? nullptr : ended_.pop();
-        if (!t && ring_) t = from_ring();
-        if (!t) t = TransferThreads::of_this_process().wait_for(ended_);
+        Transfer* t = ended_.pop();
+        if (!t && under_way_ > with_threads_) t = from_ring();
+        if (!t) {
+            t = TransferThreads::of_this_process().wait_for(ended_by_threads_);
+            with_threads_--;
+        }
         under_way_--;
         out = *t;
         free_.push(t);
@@ -165,9 +167,9 @@ public:
 
 private:
     // Adds a transfer to the ring. After AT_ONCE pages the ring is submitted, so that the device works on them while
-    // the caller prepares the next ones.
-    void add(Transfer& t) {
-        stage(t);
+    // the caller prepares the next ones. False: the ring must not do this transfer.
+    bool add(Transfer& t) {
+        if (t.what.direct && !stage(t)) return false;
         Vectored what = t.what;
         if (t.staged.iov_base) {
             what.to = &t.staged;
@@ -175,22 +177,22 @@ private:
         }
         ring_->add(what, u64(&t - slots_));
         added_ += t.what.n;
-        if (added_ < AT_ONCE) return;
+        if (added_ < AT_ONCE) return true;
         added_ = 0;
         ring_->submit();
+        return true;
     }
 
-    // Takes staging memory for a direct read. The first AT_ONCE pages of a batch are read into the frames directly,
-    // because they do not fill the queue of a disk.
-    void stage(Transfer& t) {
-        begun_ += t.what.n;
-        if (t.what.write || !t.what.direct || begun_ <= AT_ONCE) return;
+    // Takes staging memory for a direct read. False: there is none, or it is a write.
+    bool stage(Transfer& t) {
+        if (t.what.write) return false;
         if (!asked_for_staging_) staging_ = Stagings::of_this_process().borrow();
         asked_for_staging_ = true;
-        if (!staging_) return;
+        if (!staging_) return false;
         size_t bytes = 0;
         for (u32 i = 0; i < t.what.n; i++) bytes += t.what.to[i].iov_len;
         t.staged = {staging_->take(bytes), bytes};
+        return t.staged.iov_base;
     }
 
     // Copies the bytes that were read from the staging memory to the frames, and gives the staging memory back.
@@ -205,11 +207,6 @@ private:
         }
         staging_->give_back(from, t.staged.iov_len);
         t.staged = {};
-    }
-
-    void done(Transfer* t) {
-        if (by_threads_) TransferThreads::of_this_process().hand_back(t, ended_);
-        else ended_.push(t);
     }
 
     Transfer* from_ring() {

@@ -21,7 +21,7 @@ struct Vectored {
     u32 n;
     u64 offset;
     u32 flags = 0;        // RWF_…
-    bool direct = false;  // the kernel reads into this memory, past its page cache
+    bool direct = false;  // the disk transfers it to or from this memory, past the kernel's page cache
 };
 
 class Uring {

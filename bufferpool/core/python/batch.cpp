@@ -165,12 +165,13 @@ static bool write_items(Segment& s, BatchObject* batch, int fd, char* done) {
     if (!transfers || !from.resize(n)) return unmake(transfers), false;
     for (size_t i = 0; i < n; i++) from[i] = {s.page_data(items[i].frame), s.g.page_size};
     Transfer t;
+    bool direct = prim::is_direct(fd);
     for (size_t next = 0;;) {
         while (next < n && transfers->room()) {
             u32 count = 1;
             while (count < MOST && next + count < n && items[next + count].page == items[next].page + count) count++;
             u64 offset = (items[next].page - batch->first) << s.g.page_shift;
-            transfers->begin({true, fd, &from[next], count, offset}, u32(next));
+            transfers->begin({true, fd, &from[next], count, offset, 0, direct}, u32(next));
             next += count;
         }
         if (!transfers->ended(t)) break;
