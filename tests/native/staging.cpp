@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
             under_way++;
         }
         most = std::max(most, under_way);
-        Transfer t;
+        Transfer t{};
         if (!transfers.ended(t) || t.got != ssize_t(RUN)) return fprintf(stderr, "run %u: %zd\n", t.first, t.got), 1;
         for (u64 i = t.first * RUN; i < (t.first + 1) * RUN; i++)
             if (memory[i] != i / PAGE % 251) return fprintf(stderr, "byte %zu is wrong\n", size_t(i)), 1;

@@ -163,13 +163,18 @@ class Storm(deaths.Storm):
         self.operations = done
         return 1 + min((done - before) // 100, 5)
 
-    def strike(self) -> None:
-        now, pids = time.monotonic(), self.pids()
+    def go_on(self) -> None:
+        """Continues the processes that have been stopped for long enough."""
+        now = time.monotonic()
         for at, pid in [entry for entry in self.stopped if entry[0] < now]:
             self.stopped.remove((at, pid))
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
             self.ledger.head[STOPPED] -= 1
+
+    def strike(self) -> None:
+        self.go_on()
+        now, pids = time.monotonic(), self.pids()
         if not pids:
             return
         dice = self.random.random()
@@ -214,6 +219,7 @@ class Storm(deaths.Storm):
                 os.kill(leader, signal.SIGUSR1)
                 time.sleep(0.2)
                 os.kill(leader, signal.SIGKILL)
+            self.go_on()  # a process that is stopped with a lock stops the crowd, too
             self.look_at_workers()
             time.sleep(0.01)
         self.report.crowds += 1

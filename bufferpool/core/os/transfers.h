@@ -3,8 +3,8 @@
 //
 // A process that is killed ends before its io_uring: a disk may read or write memory for it later. The frames belong to
 // other pages by then. So with O_DIRECT the ring only reads, and only into memory of this process; transfers between a
-// disk and a frame are done by threads, and the process does not end before they have ended. Where the kernel copies the
-// bytes (through its page cache), it does so before the process ends, and the ring may have any memory.
+// disk and a frame are done by threads, and the process does not end before they have ended. Where the kernel copies
+// the bytes (through its page cache), it does so before the process ends, and the ring may have any memory.
 #pragma once
 
 #include "os/heap.h"
