@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -281,7 +282,13 @@ RATIOS = {
     ("Hit ratio by pool", "{{pool}}", ""): 17 / 97,
     ("Hit ratio by space", "{{pool}}: {{space}}", "table"): 16 / 89,
     ("Hit ratio by space", "{{pool}}: {{space}}", "bad"): 0,
+    ("Hit ratio by space", "{{pool}}: {{space}}", "scratch"): 1,
+    ("Hit ratio by space", "{{pool}}: {{space}}", "disk"): 0,
+    ("Hit ratio by space", "{{pool}}: {{space}}", "sealed"): 0,
     ("Resident pages by space", "{{pool}}: {{space}}", "table"): 7 * PAGE,
+    **{("Resident pages by space", "{{pool}}: {{space}}", name): PAGE for name in ("bad", "scratch", "disk", "sealed")},
+    ("Memory by content", "busy", "busy"): 0,
+    ("Memory by content", "retired", "retired"): 0,
     ("Hit ratio by cache", "{{pool}}: {{cache}}", "values"): 4 / 12,
     ("Given back", "", ""): (1 + TRIMMED) * PAGE,
     ("Misses per second", "", ""): 80 / SPAN_S,
@@ -324,7 +331,7 @@ def test_every_view_shows_the_same_and_the_right_figures(make_pool, data_file, t
         trouble, "AGAIN_S", float("inf")
     )  # one event for each failing space, however slow the machine is
     pool = make_pool(64 * PAGE, max_clients=2)
-    before = read(pool.name)
+    before, empty = read(pool.name), pytest.importorskip("bufferpool.cli.top.figures").read_snapshot(pool.name, None)
     kept = work(pool, data_file, child, spawn)
     stat, series = shown_by_stat(pool), read(pool.name)
     assert differences(stat, series, pool) == []
@@ -339,9 +346,9 @@ def test_every_view_shows_the_same_and_the_right_figures(make_pool, data_file, t
     the_events_are_the_same_and_right(pool, series)
     the_text_of_stat_shows_the_same(pool)
     top_shows_the_same(pool, series)
-    the_screen_of_top_shows_the_same(pool)
+    the_screen_of_top_shows_the_same(pool, empty)
     if shutil.which("promtool") and shutil.which("prometheus"):
-        the_dashboard_shows_the_same(tmp_path, before, series)
+        the_dashboard_shows_the_same(tmp_path, before, series, pool)
     del kept
 
 
@@ -397,8 +404,12 @@ def the_text_of_stat_shows_the_same(pool):
     assert shown.splitlines()[-1].split()[-5:] == ["4", "4", "12.0", "KiB", "-"]
 
 
-def the_screen_of_top_shows_the_same(pool):
-    """What is on the screen, not only what it is made from."""
+# Of the screen of `top`, if the whole workload had taken half a second.
+RATES = ["hit ratio 17.53%", "hits 34/s", "misses 160/s", "given back 496K/s", "evicted 132/s", "flushed 12/s", ""]
+
+
+def the_screen_of_top_shows_the_same(pool, empty):
+    """What is on the screen, not only what it is made from. ``empty``: what ``top`` read before the workload."""
     app = pytest.importorskip("bufferpool.cli.top.app", reason="top needs textual")
 
     async def session():
@@ -412,9 +423,20 @@ def the_screen_of_top_shows_the_same(pool):
                 ]
                 for name in ("spaces", "caches", "clients")
             }
-            return rows, *(str(top.query_one(name).render()) for name in ("#head", "#memory", "#events"))
+            first = [str(top.query_one(name).render()) for name in ("#head", "#memory", "#events")]
+            # Rates, as if the workload had taken half a second; and ages, of which each has a size of its own.
+            spaces = [replace(space, hits=0, misses=0) for space in top.last.stats.spaces]
+            top.before = replace(empty, at=top.last.at - 0.5, stats=replace(empty.stats, spaces=spaces))
+            top._show(replace(top.last, age_bytes=[n << 10 for n in range(1, len(top.last.age_bytes) + 1)]))
+            table = next(row for row in map(top.query_one("#spaces").get_row_at, range(5)) if str(row[0]) == "table")
+            then = [str(top.query_one(name).render()) for name in ("#rates", "#ages")]
+            return rows, *first, *then, [str(cell) for cell in table]
 
-    rows, head, memory, events = asyncio.run(session())
+    rows, head, memory, events, rates, ages, table = asyncio.run(session())
+    assert rates.split("  ") == RATES
+    assert table[5:8] == ["32", "146", "17.98%"]
+    bands = [f"< {age}" if age != "older" else age for age in collector.AGES]
+    assert ages.splitlines()[1].split("■")[1:] == [f" {band} {n}.0K  " for n, band in enumerate(bands, start=1)]
     assert [line.partition("  ")[2] for line in events.splitlines()] == [str(one) for one in reversed(pool.events())]
     assert sorted(rows["spaces"]) == [
         ["bad", "store", "40", "1", "1", "0", "0", "-", "-", "-"],
@@ -443,12 +465,13 @@ def top_shows_the_same(pool, series):
     assert snapshot.operations == []
 
 
-def the_dashboard_shows_the_same(folder, before, series):
+def the_dashboard_shows_the_same(folder, before, series, pool):
     shown = {}
     with server_of(folder, before, series) as server_with_them:
         for panel in DASHBOARD["panels"]:
             for target in panel.get("targets", []):
-                minute = SPAN_S if "rate(" in target["expr"] and "/" not in target["expr"] else 1
+                is_rate = "rate(" in target["expr"] and "/" not in target["expr"] and "quantile" not in target["expr"]
+                minute = SPAN_S if is_rate else 1
                 for label, value in server_with_them.to(target["expr"]).items():
                     shown[panel["title"], target["legendFormat"], label] = value * minute
     right = {figure.panel: figure.right for figure in FIGURES if figure.panel is not None}
@@ -457,10 +480,70 @@ def the_dashboard_shows_the_same(folder, before, series):
     right |= {
         ("Misses per second", "", ""): 80,
         **{key: value for key, value in RATIOS.items() if key[0] != "Misses per second"},
+        **right_by_the_metrics(series, pool),
+        **right_of_the_machine(before, series),
     }
+    assert [key for key in shown if key not in right and key[1] != "{{cgroup}}, {{state}}"] == [], "not compared"
     assert {key: shown.get(key) for key in right} == {
         key: pytest.approx(value, abs=1e-6) for key, value in right.items()
     }
+
+
+# The panels of durations, and the words of their metrics.
+DURATIONS = {
+    "Duration of loads": "load", "Duration of flushes": "flush", "Duration of giving memory back": "reclaim",
+    "Duration of waits": "wait",
+}  # fmt: skip
+
+
+def right_by_the_metrics(series, pool):
+    """What panels show that is not counted by hand: times and ages. They show what the metrics have."""
+
+    def metric(name, **labels):
+        return get(series, name, pool, **labels)
+
+    right = {
+        ("Age of evicted pages", "{{pool}}", ""): metric("eviction_age_seconds_sum") / metric("eviction_age_seconds_count"),
+        ("Attached clients", "maximum", ""): 2,
+        ("Deaths and their consequences", "clients reaped", ""): 1,
+        ("Deaths and their consequences", "locks repaired", ""): 0,
+        ("How much memory", "kernel's count", ""): metric("kernel_bytes"),
+        ("How much memory", "minimum", ""): metric("min_bytes"),
+        ("Values of caches", "{{pool}}: {{cache}}", "values"): CACHE_BYTES,
+    }  # fmt: skip
+    for what in ("load", "wait", "flush", "sync", "reclaim"):
+        right["Time spent waiting and loading", what, ""] = metric(f"{what}_seconds_sum")
+    for age in collector.AGES:
+        right["Working set by age, against the budget", age, age] = metric("pages", age=age) * PAGE
+    for panel, what in DURATIONS.items():
+        bounds = [dict(labels)["le"] for name, labels in series if name == f"bufferpool_{what}_seconds_bucket"]
+        buckets = sorted((float(le), metric(f"{what}_seconds_bucket", le=le)) for le in bounds)
+        below = [0.0, *(count for _, count in buckets)]
+        for le in bounds:  # the metric's are cumulative
+            right[panel, "{{le}}", le] = metric(f"{what}_seconds_bucket", le=le)
+        for percent in (50, 95, 99):
+            rank = percent / 100 * below[-1]
+            at = next(i for i, (_, count) in enumerate(buckets) if count >= rank)
+            low, high = ([0.0] + [le for le, _ in buckets])[at : at + 2]
+            share = (rank - below[at]) / (below[at + 1] - below[at])
+            right[f"{panel}: percentiles", f"p{percent}", ""] = low + (high - low) * share
+    return right
+
+
+def right_of_the_machine(before, series):
+    """The panels of the machine show what the metrics have; of the time stalled, that of the minute between the scrapes."""
+    right = {}
+    for title, metric in (
+        ("free in the tmpfs", "bufferpool_shm_free_bytes"),
+        ("size of the tmpfs", "bufferpool_shm_size_bytes"),
+        ("available memory", "bufferpool_machine_available_bytes"),
+    ):
+        right["Shared memory and the machine", title, metric] = series[metric, ()]
+    for (name, labels), seconds in series.items():
+        if name == "bufferpool_memory_pressure_seconds_total" and not dict(labels)["cgroup"]:
+            stalled = seconds - before[name, labels]
+            right["Memory pressure", "machine, {{state}}", dict(labels)["state"]] = stalled
+    return right
 
 
 def test_each_wrong_figure_is_found(make_pool, data_file, child, spawn):
