@@ -188,7 +188,7 @@ class Pool(PoolFigures):
         - ``max_pages``: the most pages of all its spaces together.
         - ``room``: how far :meth:`resize` can raise the budget (default: the size of the tmpfs, or as much as the limits of
           this process allow). The room takes address space in every process that attaches, twice, and no memory.
-        - ``permissions``: the mode of the segment's file; by default only its user may read and write it.
+        - ``permissions``: the permissions of the segment's file, as ``os.chmod`` takes them; by default only its user may use it.
         - ``directory``: another tmpfs mount than /dev/shm.
 
         A capacity above the size of the tmpfs gives the warning PoolTooLarge.
