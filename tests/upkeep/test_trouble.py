@@ -16,6 +16,7 @@ from bufferpool.client import trouble
 from bufferpool.errors import PageCorrupt, PoolExhausted, ShortRead, StoreError
 from bufferpool.figures.events import unread_pages
 from bufferpool.figures.names import EventKind, EventReason
+from bufferpool.upkeep import memory
 from bufferpool.upkeep.steward import Settings
 from tests.conftest import PAGE, WAIT, fill, stamp, touch, wait_until
 from tests.support.memory_store import Memory
@@ -103,8 +104,11 @@ def test_a_frame_that_is_not_there_is_one_failure_and_one_wait(make_pool, data_f
 
 
 @pytest.mark.parametrize("which", ["frame", "resize"])
-def test_a_flush_that_fails_again_and_again_for_one_caller_is_one_failure(make_pool, which):
+def test_a_flush_that_fails_again_and_again_for_one_caller_is_one_failure(make_pool, monkeypatch, which):
     """Each of the sixty tries in half a second was counted: a full disk counted thousands of failures in a few minutes."""
+    monkeypatch.setattr(
+        memory, "SAME_WANT_S", 60.0
+    )  # a machine under load may stop a thread for longer between two tries
     pool = make_pool(16 * PAGE)
     store = Memory(20)
     table = pool.open_store("orders", store, mode="r+")
@@ -119,9 +123,9 @@ def test_a_flush_that_fails_again_and_again_for_one_caller_is_one_failure(make_p
                 table[18]
         else:
             with pytest.raises(StoreError, match="the disk is full"):
-                pool.resize(4 * PAGE, timeout=1.0)
+                pool.resize(4 * PAGE, timeout=2.0)
         stats = pool.stats()
-        assert sum(call[0] == "write" for call in store.calls) > 2 * n
+        assert sum(call[0] == "write" for call in store.calls) > n
         assert stats.flush_failures == n
         assert stats.spaces[0].flush_failures["full"] == n
     store.fail_write = None
