@@ -100,10 +100,14 @@ Curve = Callable[[int], float]
 
 
 def curve_of(advice: Advice) -> Curve | None:
-    """Misses a second at a budget, between the points of the advice; None while there are too few references."""
+    """Misses a second at a budget, between the points of the advice; None while there are too few references.
+
+    Below the first point it rises to one miss for each reference, without any frame: pages have as little where caches have the rest.
+    """
     points = [(p.budget_frames, p.misses_per_s) for p in advice.points]
     if len(points) < 2:
         return None
+    points.insert(0, (0, max(advice.references_per_s, points[0][1])))
 
     def misses(frames: int) -> float:
         below = max((p for p in points if p[0] <= frames), default=points[0])

@@ -5,9 +5,10 @@ import random
 
 import pytest
 
+from bufferpool.figures.advice import Advice, AdvicePoint
 from bufferpool.figures.names import EventReason
 from bufferpool.machine.pressure import Reading
-from bufferpool.upkeep.budget import Governor, Pool, Rules, room, shortage, worth
+from bufferpool.upkeep.budget import Governor, Pool, Rules, curve_of, room, shortage, worth
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 8192
 CALM = Reading(
@@ -227,3 +228,12 @@ def test_the_pool_whose_bytes_earn_least_gives_first():
     assert third.decide(0, pool(), STALLED, steep, [0.0, 1.0, mine + 1]) is None
     assert third.decide(1.5, pool(), STALLED, steep, [0.0, 1.0, mine + 1]) is None  # two earn less
     assert third.decide(2.0, pool(), STALLED, steep, [0.0, 1.0, mine + 1]) is not None
+
+
+def test_below_its_first_point_a_curve_rises_to_a_miss_for_each_reference():
+    """The curves begin at an eighth of the budget, and were level below. Where caches had all but a few frames of it, pages seemed to miss no
+    more than with an eighth, so no memory came to them from other page sizes, though they missed three references in four."""
+    points = tuple(AdvicePoint(n, n * 4096, 1 - miss, 1000 * miss) for n, miss in ((100, 0.5), (200, 0.25), (800, 0.0)))
+    curve = curve_of(Advice(800, 4096, points, 1.0, 10_000, 1000.0, 1))
+    assert curve is not None
+    assert [curve(n) for n in (0, 50, 100, 150, 800, 9000)] == [1000, 750, 500, 375, 0, 0]
