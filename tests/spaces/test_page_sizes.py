@@ -1004,7 +1004,7 @@ def test_misses_of_another_size_evict_no_values(pool, monkeypatch):
     tiles = fill(pool)
     for _ in range(40):
         pool.balance()
-        use(tiles, range(100))
+        use(tiles, range(300))
     assert all(cache.get(key) == value for key, value in values.items())
     assert parts(pool)[BIG] > WHOLE // 2  # what the values do not use has moved
     assert sum(parts(pool).values()) <= WHOLE
