@@ -326,7 +326,7 @@ class PoolModel(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
             for pool in attached:
                 with suppress(BufferError):  # the traceback of a failure holds arrays
-                    pool.close()
+                    pool.close(discard=True)  # its name and its files are gone
 
 
 TestPoolModel = PoolModel.TestCase

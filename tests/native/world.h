@@ -30,7 +30,7 @@ namespace bp {
 
 constexpr u32 PROCESSES = 5, CLIENTS = 4, FRAMES = 4, PAGES = 3, ENTRIES = 4, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
 constexpr u32 GENERATIONS = 8;  // of the space's slot
-constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (6 << 10) + 640;
+constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (6 << 10) + 768;
 constexpr u64 DATA_AT = SEGMENT_BYTES - FRAMES * PAGE_BYTES;
 
 enum Life : u32 { UNUSED, UNBORN, READY, WAITING, DONE, DEAD };

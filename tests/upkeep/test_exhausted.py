@@ -311,7 +311,7 @@ def test_a_resize_looks_once_more_when_its_time_is_over(make_pool, data_file, mo
     fill(work, [0])
     kept = [table[n] for n in range(40)]
 
-    def wait(client, jobs, seconds, **_):
+    def wait(client, jobs, seconds, *_, **__):
         kept.clear()
         waits.append(seconds)
         time.sleep(max(0.0, seconds) + 0.01)
