@@ -32,6 +32,15 @@ struct Tally {
     void add() {}
     u64 value() const { return 0; }
 };
+// Never the same twice: a lock that names a process is held by it, because here a process has one thread and no word is
+// damaged.
+struct LockTally {
+    void add() {}
+    u64 value() const {
+        static u64 n;
+        return ++n;
+    }
+};
 constexpr int SPINS = 1;
 
 // Memory that a process asks for belongs to its state: explore.cpp has the operators.

@@ -96,6 +96,7 @@ public:
     void add() { __atomic_fetch_add(&n_, 1, __ATOMIC_SEQ_CST); }
     u64 value() const { return __atomic_load_n(&n_, __ATOMIC_SEQ_CST); }
 };
+using LockTally = Tally;  // of the uses of a lock, which the explorer does not count
 
 constexpr int SPINS = 300;  // tries before a wait enters the kernel
 

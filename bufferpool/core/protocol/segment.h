@@ -116,7 +116,7 @@ struct Segment {
     // no thread of ours has set it (is_nobodys in lock.h, has_operation in wait.h).
     static constexpr u32 FLUSH_USES = MAX_SPACES < 64 ? MAX_SPACES : 64;  // the flush locks share them
     struct LockUse {
-        prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
+        prim::LockTally begun, ended;  // attempts to take the lock; those that failed, and releases
     } lock_use[4 + ADVISES + FLUSH_USES];
     prim::Tally claims;  // attempts to claim an entry: counted after the intent was written, and before the CAS
     Sampler sampler{};
