@@ -406,12 +406,8 @@ class Pool(PoolFigures):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             self._close(late=True)
-        except (
-            BufferError,
-            StoreError,
-            WaitTimeout,
-            UnsavedPages,
-        ) as refused:  # it is in use, or pages cannot be saved
+        except (BufferError, StoreError, WaitTimeout, UnsavedPages) as refused:
+            # A write block, or another thread, uses the pool; or pages cannot be saved.
             if kind is None:
                 raise
             if not isinstance(refused, BufferError):

@@ -457,9 +457,8 @@ def mark_may_lose(path: str) -> None:
     with contextlib.suppress(OSError, SegmentError), opened(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC) as file:
         fd = file.fileno()
         _core.geometry(fd)  # a damaged one has no pages that could be saved
-        os.pwrite(
-            fd, b"\1", at + mark.index(b"\1")
-        )  # a byte of its own, because attached processes may write the others
+        # A byte of its own, because attached processes may write the others.
+        os.pwrite(fd, b"\1", at + mark.index(b"\1"))
 
 
 def unlink_all(path: str) -> None:

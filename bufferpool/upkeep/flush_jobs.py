@@ -52,8 +52,8 @@ def start_flushes(client: Client, *, foreground: bool = False, counted: Containe
         if client.jobs.running(record["index"]) is None and not client.dirty_pages(record):
             continue
         index = record["index"]
-        options = {"foreground": foreground, "wait": False, "counts": index not in counted}
-        work = partial(flush_space, client, record, client.durable_lsn, **options)
+        flush = partial(flush_space, client, record, client.durable_lsn, wait=False)
+        work = partial(flush, foreground=foreground, counts=index not in counted)
         jobs.append(client.jobs.start(index, work)[0])
     if refused is not None and not jobs:
         raise refused

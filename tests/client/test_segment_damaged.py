@@ -43,7 +43,7 @@ def damaged(pools):
 VERSION_AT, SUM_AT, UUID_AT, GEOMETRY_AT = 8, 16, 24, 48
 
 
-def _fnv(data):
+def fnv(data):
     """FNV-1a over words of 64 bits, as the core does it."""
     sum_ = 0xCBF29CE484222325
     for (word,) in struct.iter_unpack("<Q", data):
@@ -55,7 +55,7 @@ def geometry_end(damaged):
     """Where the geometry ends and its sum stands: found by the sum."""
     for end in range(GEOMETRY_AT + 32, 1024, 8):
         data = damaged.read(GEOMETRY_AT, end + 8 - GEOMETRY_AT)
-        if _fnv(data[:-8]) == struct.unpack("<Q", data[-8:])[0]:
+        if fnv(data[:-8]) == struct.unpack("<Q", data[-8:])[0]:
             return end
     pytest.fail("no geometry with its sum in the header")
 
@@ -137,7 +137,7 @@ def test_every_flipped_byte_of_magic_version_and_geometry_is_found(damaged):
 def test_a_geometry_with_a_right_sum_that_makes_no_sense_is_refused(damaged, at, value):
     geometry = bytearray(damaged.read(GEOMETRY_AT, geometry_end(damaged) - GEOMETRY_AT))
     struct.pack_into("<I", geometry, 4 * at, value)
-    damaged.write(GEOMETRY_AT, geometry + struct.pack("<Q", _fnv(geometry)))
+    damaged.write(GEOMETRY_AT, geometry + struct.pack("<Q", fnv(geometry)))
     with pytest.raises((SegmentCorrupt, LayoutMismatch)):
         bp.Pool.attach(damaged.name)
 

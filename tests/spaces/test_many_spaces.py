@@ -9,6 +9,7 @@ import pytest
 import bufferpool as bp
 from bufferpool import _core
 from tests.client.test_limits import in_child
+from tests.client.test_segment_damaged import fnv
 from tests.conftest import PAGE, fill, in_step, kernel_bytes, stamp
 from tests.core.test_altered import area, poke
 from tests.support.children import run_python
@@ -149,14 +150,14 @@ SUMMED = (
 
 def alter_slot(pool: bp.Pool, field: str, value: int) -> None:
     """Changes a field of the first space's slot, and its sum (``space_sum`` in ``layout.h``), so that the sum does not show it."""
-    fields, at, total = _core.fields(), area(pool, "spaces_at"), 0xCBF29CE484222325
+    fields, at, summed = _core.fields(), area(pool, "spaces_at"), b""
     poke(pool, at, f"SpaceSlot.{field}", "<I", value)
     with open(pool.path, "rb") as file:
         for name in SUMMED:
             offset, size = fields[f"SpaceSlot.{name}"]
             file.seek(at + offset)
-            total = (total ^ int.from_bytes(file.read(size), "little")) * 0x100000001B3 % 2**64
-    poke(pool, at, "SpaceSlot.sum", "<Q", total)
+            summed += file.read(size).ljust(8, b"\0")
+    poke(pool, at, "SpaceSlot.sum", "<Q", fnv(summed))
 
 
 def test_a_long_name_that_was_altered_is_damage(pool):

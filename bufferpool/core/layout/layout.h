@@ -314,6 +314,7 @@ struct Geometry {
     }
     bool is_guest(u32 c) const { return c - before_guests() - 1 < guests; }
     u64 slots_bytes(u32 n) const { return round_up(clients_at + n * sizeof(Client), os_page) - clients_at; }
+    u64 long_texts_bytes(u32 n) const { return round_up(n * sizeof(LongTexts), os_page); }
     u64 top_words() const { return set_words(max_frames, SET_LEVELS); }
     u64 chunk_words() const { return (entry_chunks() + 63) / 64; }
     // The block of a page's entry. Blocks are numbered from the start of the segment; a block may contain other data

@@ -55,33 +55,26 @@ inline void use_huge_entries(Segment& s, u64 i) {
 inline void repair_growth(Segment& s) {
     const Geometry& g = s.g;
     repair_object_tables(s);
-    if (s.look_at_ready())
-        each_frame_table(g, s.stripes(), [&](u64 at, u64 area, auto bytes) {
-            u64 used = round_up(bytes(s.ready), g.os_page), end = round_up(area, g.os_page);
-            if (used < end) s.punch(at + used, end - used);
-        });
-    auto banks = s.stripes() / STRIPES;
-    if (s.look_at_spaces())
-        each_space_table(g, banks, [&](u64 at, u64 area, auto bytes) {
-            u64 used = round_up(bytes(s.spaces_ready), g.os_page), end = round_up(area, g.os_page);
-            if (used < end) s.punch(at + used, end - used);
-        });
-    if (s.look_at_long_texts()) {
-        u64 used = g.long_texts_at + round_up(s.long_texts_ready * sizeof(LongTexts), g.os_page);
-        if (used < g.uses_at) s.punch(used, g.uses_at - used);
-    }
-    if (s.look_at_advised()) {
-        u64 used = g.advice_at + round_up(advice_bytes(s.advised), g.os_page);
-        if (used < g.spaces_at) s.punch(used, g.spaces_at - used);
-    }
+    auto give_back = [&](u64 from, u64 to) {
+        if (from < to) s.punch(from, to - from);
+    };
+    auto give_back_beyond = [&](u32 ready) {
+        return [&, ready](u64 at, u64 area, auto bytes) {
+            give_back(at + round_up(bytes(ready), g.os_page), at + round_up(area, g.os_page));
+        };
+    };
+    if (s.look_at_ready()) each_frame_table(g, s.stripes(), give_back_beyond(s.ready));
+    if (s.look_at_spaces()) each_space_table(g, s.stripes() / STRIPES, give_back_beyond(s.spaces_ready));
+    if (s.look_at_long_texts()) give_back(g.long_texts_at + g.long_texts_bytes(s.long_texts_ready), g.uses_at);
+    if (s.look_at_advised()) give_back(g.advice_at + round_up(advice_bytes(s.advised), g.os_page), g.spaces_at);
     // The area of the entries is aligned to blocks: the gaps before and after it need no memory.
     u64 before = g.uses_at + g.use_rows() * g.use_row_bytes, after = g.entries_at + g.entry_chunks() * g.os_page;
-    if (before < g.entries_at) s.punch(before, g.entries_at - before);
-    if (after < g.frames_at) s.punch(after, g.frames_at - after);
+    give_back(before, g.entries_at);
+    give_back(after, g.frames_at);
     for (u64 i = 0, n = g.entry_chunks(); i < n;) {
         u64 end = i;
         while (end < n && !s.has_entry_chunk(end)) end++;
-        if (end > i) s.punch(g.entries_at + i * g.os_page, (end - i) * g.os_page);
+        give_back(g.entries_at + i * g.os_page, g.entries_at + end * g.os_page);
         i = end + 1;
     }
     s.header->leaving.store_seq_cst(0);  // chunks without a bit were punched above; the others keep their memory
@@ -260,8 +253,7 @@ inline int give_long_texts(Segment& s, SpaceSlot& t) {
     if (long_texts_of(s, t)) return 0;
     if (!lock_growth(s)) return -EINTR;
     u32 from = s.look_at_long_texts() ? u32(s.long_texts_ready) : MAX_SPACES;  // a damaged word: no more are given
-    auto bytes = [&s](u64 n) { return round_up(n * sizeof(LongTexts), s.g.os_page); };
-    u64 first = bytes(from), end = bytes(from + 1);
+    u64 first = s.g.long_texts_bytes(from), end = s.g.long_texts_bytes(from + 1);
     int r = from == MAX_SPACES ? -ENOSPC : first < end ? s.plug(s.g.long_texts_at + first, end - first) : 0;
     BP_POINT("texts.plugged");
     if (r) {

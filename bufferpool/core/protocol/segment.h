@@ -287,30 +287,21 @@ struct Segment {
         look_at_ready();
         return f < ready;
     }
-    // Reads how many frames are ready. False: the word is damaged.
+    // Remembers a count of what has memory, from its word: see doubled(). False: the word is damaged, and the last
+    // valid value is kept.
+    static bool learn(Shared<u32>& known, u64 w, u32 most) {
+        if (!is_doubled(w) || u32(w) > most) return false;
+        known = u32(w);
+        return true;
+    }
+    // Each reads such a count: of the frames, of the spaces' slots, and of LongTexts.
     bool look_at_ready() { return learn_ready(header->frames_ready.load_acquire()); }
-    bool learn_ready(u64 w) {
-        if (!is_doubled(w) || u32(w) > g.max_frames) return false;
-        ready = u32(w);
-        return true;
-    }
-    // Reads how many spaces have slots with memory. False: the word is damaged, and the last valid value is kept.
-    bool look_at_spaces() {
-        u64 w = header->spaces_ready.load_acquire();
-        if (!is_doubled(w) || u32(w) > MAX_SPACES) return false;
-        spaces_ready = u32(w);
-        return true;
-    }
+    bool learn_ready(u64 w) { return learn(ready, w, g.max_frames); }
+    bool look_at_spaces() { return learn(spaces_ready, header->spaces_ready.load_acquire(), MAX_SPACES); }
+    bool look_at_long_texts() { return learn(long_texts_ready, header->long_texts.load_acquire(), MAX_SPACES); }
     u32 space_count() {
         look_at_spaces();
         return spaces_ready;
-    }
-    // Reads how many LongTexts have memory. False: the word is damaged, and the last valid value is kept.
-    bool look_at_long_texts() {
-        u64 w = header->long_texts.load_acquire();
-        if (!is_doubled(w) || u32(w) > MAX_SPACES) return false;
-        long_texts_ready = u32(w);
-        return true;
     }
     u64 entry_chunk_word(u64 word) const {
         const Atomic<u64>* at = chunk_bits + word;
@@ -325,8 +316,7 @@ struct Segment {
     }
     // The largest budget that the shadows have memory for.
     u32 look_at_advised() {
-        u64 w = header->advice_frames.load_acquire();
-        if (is_doubled(w) && u32(w) <= g.max_frames) advised = u32(w);
+        learn(advised, header->advice_frames.load_acquire(), g.max_frames);
         return advised;
     }
     // A steward's upper bound: the larger of the value given at creation and the last one that a call asked for.

@@ -179,7 +179,7 @@ static u64 metadata_bytes(Segment& s) {
     s.look_at_ready();
     each_frame_table(g, s.stripes(), [&](u64, u64, auto bytes) { n += round_up(bytes(s.ready), g.os_page); });
     s.look_at_long_texts();
-    n += round_up(s.long_texts_ready * sizeof(LongTexts), g.os_page);
+    n += g.long_texts_bytes(s.long_texts_ready);
     s.look_at_spaces();
     each_space_table(g, s.stripes() / STRIPES,
                      [&](u64, u64, auto bytes) { n += round_up(bytes(s.spaces_ready), g.os_page); });

@@ -461,33 +461,32 @@ static PyObject* space_resident(PyObject* self, PyObject* ids) {
     return out;
 }
 
-// Loads those of the pages that can be loaded together, and none one by one. Returns how many pages are still absent;
-// -1: an exception is set.
-static long load_at_once(SpaceObject* sp, PyObject* ids, Access access) {
-    PageNumbers numbers(sp, ids);
-    if (!numbers) return -1;
+// Loads those of the pages that can be loaded together, and none one by one. False: an exception is set.
+static bool load_at_once(SpaceObject* sp, const PageNumbers& numbers, Access access) {
+    if (!numbers) return false;
     Busy busy(sp->seg);
     Together together(sp, numbers.v, numbers.n, access, false);
     u32 f;
     for (npy_intp i = 0; i < numbers.n && !PyErr_Occurred(); i += MANY_PAGES) together.load(i, f);
-    if (PyErr_Occurred()) return -1;
-    long absent = 0;
-    for (npy_intp i = 0; i < numbers.n; i++) absent += state_of(sp, u64(numbers.v[i])) == ABSENT;
-    return absent;
+    return !PyErr_Occurred();
 }
 
 // Loads ahead of a scan: no foreign code runs, and no exception is raised for a page.
 static PyObject* space_load_ahead(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    if (load_at_once(sp, ids, Access{.counts = false, .once = true}) < 0) return nullptr;
+    PageNumbers numbers(sp, ids);
+    if (!load_at_once(sp, numbers, Access{.counts = false, .once = true})) return nullptr;
     Py_RETURN_NONE;
 }
 
 // Loads for uses that follow, and are counted then. Returns how many of the pages are still absent.
 static PyObject* space_load_together(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    long absent = load_at_once(sp, ids, Access{.counts = false, .early = true});
-    return absent < 0 ? nullptr : PyLong_FromLong(absent);
+    PageNumbers numbers(sp, ids);
+    if (!load_at_once(sp, numbers, Access{.counts = false, .early = true})) return nullptr;
+    long absent = 0;
+    for (npy_intp i = 0; i < numbers.n; i++) absent += state_of(sp, u64(numbers.v[i])) == ABSENT;
+    return PyLong_FromLong(absent);
 }
 
 // _early(page_no, once, deadline_ns): loads a page for a use that follows, and is counted then; it is not pinned.
