@@ -120,9 +120,10 @@ def _warn_if_too_large(path: str, capacity: int) -> None:
         warnings.warn(PoolTooLarge(text), stacklevel=3)
 
 
-def _auto_sizes(path: str, page_size: int, extent_size: int) -> tuple[int, int, int]:
+def _auto_sizes(path: str, page_size: int, extent: int | None, huge_pages: bool) -> tuple[int, int, int]:
     """The least, the first and the largest capacity of a pool with capacity="auto": no more than it can have frames for."""
     segment_file.check_page_size(page_size)
+    extent_size = segment_file.extent_bytes(page_size, extent, huge_pages)
     found = auto(read_memory(os.path.dirname(path)), LEAST_BYTES, extent_size)
     bound = segment_file.most_bytes(page_size, extent_size)
     return min(found.min_capacity, bound), min(found.capacity, bound), min(found.max_capacity, bound)
@@ -167,10 +168,11 @@ class Pool(PoolFigures):
         page_size: int | str = 8192,
         min_capacity: int | str | None = None,
         max_capacity: int | str | None = None,
-        extent_size: int | str = "256KiB",
+        extent_size: int | str | None = None,
         max_clients: int = 256,
         max_pages: int = 1 << 27,
         room: int | str | None = None,
+        huge_pages: bool = False,
         permissions: int = 0o600,
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -183,25 +185,27 @@ class Pool(PoolFigures):
         - ``page_size``: a power of two, at least 4096 bytes.
         - ``min_capacity``, ``max_capacity``: a steward moves the budget between them (default: an eighth of the capacity, and
           the capacity).
-        - ``extent_size``: bytes given back to the kernel at a time.
+        - ``extent_size``: bytes given back to the kernel at a time (default: 256 KiB, or a huge page).
         - ``max_clients``: the most processes attached at once, up to 4095.
         - ``max_pages``: the most pages of all its spaces together.
         - ``room``: how far :meth:`resize` can raise the budget (default: the size of the tmpfs, or as much as the limits of
           this process allow). The room takes address space in every process that attaches, twice, and no memory.
+        - ``huge_pages``: the pages lie in huge pages of 2 MiB, so that a random access finds its address sooner. The pool
+          takes memory from the kernel, and gives it back, in whole huge pages: a pinned page keeps all of its huge page.
+          Sizes should be multiples of 2 MiB; what is left over gets OS pages. See ``docs/decisions/0030-huge-pages-for-data.md``.
         - ``permissions``: the permissions of the segment's file, as ``os.chmod`` takes them; by default only its user may use it.
         - ``directory``: another tmpfs mount than /dev/shm.
 
         A capacity above the size of the tmpfs gives the warning PoolTooLarge.
 
-        Raises SegmentExists, SharedMemoryFull, NotTmpfs, SegmentRefused,
+        Raises SegmentExists, SharedMemoryFull, NotTmpfs, SegmentRefused, SegmentError (no huge pages here),
         ValueError, TypeError.
         """
         path = segment_file.path_of(name, directory)
         segment_file.check_permissions(permissions, "permissions")
+        extent = None if extent_size is None else parse_size(extent_size, "extent_size")
         if capacity == "auto":
-            least, start, most = _auto_sizes(
-                path, parse_size(page_size, "page_size"), parse_size(extent_size, "extent_size")
-            )
+            least, start, most = _auto_sizes(path, parse_size(page_size, "page_size"), extent, huge_pages)
             least = least if min_capacity is None else parse_size(min_capacity, "min_capacity")
             most = most if max_capacity is None else parse_size(max_capacity, "max_capacity")
             least = min(least, most) if min_capacity is None else least
@@ -212,10 +216,11 @@ class Pool(PoolFigures):
             page_size=parse_size(page_size, "page_size"),
             min_capacity=None if min_capacity is None else parse_size(min_capacity, "min_capacity"),
             max_capacity=None if max_capacity is None else parse_size(max_capacity, "max_capacity"),
-            extent_size=parse_size(extent_size, "extent_size"),
+            extent_size=extent,
             max_clients=max_clients,
             max_pages=max_pages,
             room=None if room is None else parse_size(room, "room"),
+            huge_pages=huge_pages,
         )
         made = segment_file.create(path, segment_file.plan(sizes), permissions)
         _warn_if_too_large(path, sizes.capacity)
@@ -266,6 +271,7 @@ class Pool(PoolFigures):
         max_clients: int | None = None,
         max_pages: int | None = None,
         room: int | str | None = None,
+        huge_pages: bool | None = None,
         permissions: int | None = None,
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -276,7 +282,7 @@ class Pool(PoolFigures):
         It takes the arguments of :meth:`create`. An argument that is not given accepts what the pool has, or is the
         default for a new pool. Every argument is checked, whether or not the pool exists.
         Given arguments are compared with an existing pool: another ``page_size``, ``extent_size``,
-        ``max_capacity``, ``max_clients``, ``max_pages`` or ``room`` raises PoolMismatch, because these are fixed; another
+        ``max_capacity``, ``max_clients``, ``max_pages``, ``room`` or ``huge_pages`` raises PoolMismatch, because these are fixed; another
         ``capacity`` (compared with the last one that was asked for, at creation or by ``resize``, not with a steward's),
         ``min_capacity`` or ``permissions`` gives the warning PoolDiffers, and the pool is not changed.
 
@@ -288,7 +294,16 @@ class Pool(PoolFigures):
             hint = "; permissions= gives the file's permissions" if isinstance(mode, int) else ""
             raise (ValueError if isinstance(mode, str) else TypeError)(f"mode must be 'r' or 'r+', not {mode!r}{hint}")
         request = Request(
-            capacity, page_size, min_capacity, max_capacity, extent_size, max_clients, max_pages, room, permissions
+            capacity,
+            page_size,
+            min_capacity,
+            max_capacity,
+            extent_size,
+            max_clients,
+            max_pages,
+            room,
+            huge_pages,
+            permissions,
         )
         request.check()
         for _ in range(100):
@@ -470,6 +485,11 @@ class Pool(PoolFigures):
     def room_frames(self) -> int:
         """Frames that the segment has room for: how far ``resize`` may go."""
         return self.client.room_frames
+
+    @property
+    def huge_pages(self) -> bool:
+        """Whether the pages lie in huge pages of 2 MiB (``Pool.create(huge_pages=True)``)."""
+        return bool(self.client.geometry["huge_pages"])
 
     @property
     def capacity(self) -> int:

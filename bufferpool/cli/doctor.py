@@ -225,6 +225,16 @@ def _probe_reclaim(fd: int, name: str, give_back: Callable[[int, int], None]) ->
     return Finding(Level.OK, name, f"gave {_EXTENT} bytes back, as st_blocks says, and left the rest alone")
 
 
+def _probe_huge_page(fd: int) -> Finding:
+    """Whether a pool that is created with huge_pages=True gets huge pages."""
+    os.ftruncate(fd, segment_file.HUGE_BYTES)
+    try:
+        _core.try_huge_page(fd)
+    except OSError as error:
+        return Finding(Level.OK, "huge_pages=", f"gives nothing here (MADV_COLLAPSE): {error.strerror}")
+    return Finding(Level.OK, "huge_pages=", "may be used: the kernel made a huge page of 2 MiB (MADV_COLLAPSE)")
+
+
 def _probe_locks(fd: int) -> Finding:
     """Locks the same byte through two descriptors, as two clients would."""
     wanted = segment_file.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 7, 1, 0)
@@ -327,6 +337,7 @@ def _probes(directory: str) -> Iterator[Finding]:
         lambda fd: _probe_reclaim(fd, "MADV_REMOVE", _madvise),
         lambda fd: _probe_reclaim(fd, "PUNCH_HOLE", _punch),
         _probe_locks,
+        _probe_huge_page,
     ):
         with opened(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) as file:
             yield probe(file.fileno())

@@ -76,11 +76,15 @@ def _room_for_data(path: str, geometry: dict[str, Any]) -> Mapped:
     too. Its mmap would also keep a descriptor, which other code might close and reuse.
     """
     shape = (geometry["room_frames"], geometry["page_size"])
+    size = shape[0] * shape[1]
+    more = segment_file.HUGE_BYTES if geometry["huge_pages"] else 0  # for an address that is aligned to huge pages
     try:
-        room = mmap.mmap(-1, shape[0] * shape[1], mmap.MAP_PRIVATE, 0)
+        room = mmap.mmap(-1, size + more, mmap.MAP_PRIVATE, 0)
     except OSError as error:
         _core.raise_unmapped(error.errno or 0)
-    data: Any = np.frombuffer(room, np.uint8).reshape(shape).view(np.memmap)  # this export keeps it from being closed
+    # The array's export keeps `room` from being closed.
+    start = -np.frombuffer(room, np.uint8).ctypes.data % more if more else 0
+    data: Any = np.frombuffer(room, np.uint8, size, start).reshape(shape).view(np.memmap)
     data._mmap, data.mode, data.offset, data.filename = room, "r", geometry["data_at"], os.path.abspath(path)
     return cast(Mapped, data)
 

@@ -38,6 +38,7 @@ class Request:
     max_clients: int | None
     max_pages: int | None
     room: int | str | None
+    huge_pages: bool | None
     permissions: int | None
 
     def check(self) -> None:
@@ -48,6 +49,7 @@ class Request:
         known = [size for name in bounds if (size := sizes[name]) is not None]
         given = {"max_clients": self.max_clients, "max_pages": self.max_pages, **sizes}
         given["capacity"] = known[0] if known else least  # "auto" chooses a capacity within the given bounds
+        given["huge_pages"] = self.huge_pages
         asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         segment_file.plan(segment_file.Sizes(**asked))
         if self.permissions is not None:
@@ -75,7 +77,7 @@ class Request:
             for name, asked in frames.items()
             if asked is not None and asked != has[name]
         ]
-        for name in ("page_size", "max_clients", "max_pages"):
+        for name in ("page_size", "max_clients", "max_pages", "huge_pages"):
             asked = self._bytes(name) if name == "page_size" else getattr(self, name)
             if asked is not None and asked != geometry[name]:
                 found.append(Difference(name, asked, geometry[name], ""))

@@ -38,6 +38,8 @@ SHM = "/dev/shm"
 LEAST_BYTES = 2 << 20  # of a segment: its pages begin at 2 MiB or later
 FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 OS_PAGE = os.sysconf("SC_PAGESIZE")
+EXTENT_BYTES = 256 << 10  # of an extent, if nothing else was asked for
+HUGE_BYTES = 2 << 20  # of a huge page, where OS pages have 4 KiB
 MIN_FRAMES = 4  # the least frames of a budget
 
 
@@ -49,10 +51,11 @@ class Sizes:
     page_size: int = 8192
     min_capacity: int | None = None
     max_capacity: int | None = None
-    extent_size: int = 256 * 1024
+    extent_size: int | None = None
     max_clients: int = 256
     max_pages: int = 1 << 27
     room: int | None = None
+    huge_pages: bool = False
 
 
 class Plan(NamedTuple):
@@ -67,6 +70,7 @@ class Plan(NamedTuple):
     most_frames: int
     max_clients: int
     max_pages: int
+    huge_pages: bool
 
 
 def check_page_size(page_size: int) -> None:
@@ -82,9 +86,22 @@ def most_bytes(page_size: int, extent_size: int) -> int:
     return _core.FRAMES_LIMIT // extent * extent * page_size
 
 
+def extent_bytes(page_size: int, extent_size: int | None, huge_pages: bool) -> int:
+    """The bytes of an extent. Raises TypeError or ValueError."""
+    if not isinstance(huge_pages, bool):
+        raise TypeError(f"huge_pages must be True or False, not {type(huge_pages).__name__}")
+    if not huge_pages:
+        return EXTENT_BYTES if extent_size is None else extent_size
+    if extent_size is not None and extent_size != max(HUGE_BYTES, page_size):
+        raise ValueError(
+            f"with huge_pages=True an extent is a huge page of {HUGE_BYTES} bytes, or a larger page; omit extent_size"
+        )
+    return max(HUGE_BYTES, page_size)
+
+
 def plan(asked: Sizes) -> Plan:
     """Checks sizes and turns them into frames. Raises ValueError or TypeError."""
-    capacity, page_size, extent_size = asked.capacity, asked.page_size, asked.extent_size
+    capacity, page_size = asked.capacity, asked.page_size
     max_clients, max_pages = asked.max_clients, asked.max_pages
     for name, value in (("max_clients", max_clients), ("max_pages", max_pages)):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -97,6 +114,7 @@ def plan(asked: Sizes) -> Plan:
     most = capacity if asked.max_capacity is None else asked.max_capacity
     if most < capacity:
         raise ValueError(f"max_capacity ({most} bytes) must not be below capacity ({capacity} bytes)")
+    extent_size = extent_bytes(page_size, asked.extent_size, asked.huge_pages)
     least_bytes = max(MIN_FRAMES * page_size, capacity // 8) if asked.min_capacity is None else asked.min_capacity
     if not MIN_FRAMES * page_size <= least_bytes <= capacity:
         raise ValueError(
@@ -130,6 +148,7 @@ def plan(asked: Sizes) -> Plan:
         whole_extents(most, "capacity"),
         max_clients,
         max_pages,
+        asked.huge_pages,
     )
 
 
@@ -285,6 +304,22 @@ def _refuse_unless_tmpfs(fd: int, path: str) -> None:
         )
 
 
+def _refuse_unless_huge(directory: str) -> None:
+    """Raises SegmentError unless the kernel makes huge pages of memory in the directory. That it has none free now is no error."""
+    with _nameless(directory, 0o600) as file:
+        os.ftruncate(file.fileno(), HUGE_BYTES)
+        try:
+            _core.try_huge_page(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
+                raise failed(
+                    f"{directory} gives no huge pages (madvise MADV_COLLAPSE needs Linux 6.1, x86-64 or arm64 with OS pages of "
+                    "4 KiB, and shmem_enabled other than deny); omit huge_pages=",
+                    error,
+                    directory,
+                ) from error
+
+
 def create(path: str, wanted: Plan, mode: int = 0o600, home: bytes = b"") -> os.stat_result:
     """Makes the segment ``path``; a process that attaches afterwards finds it complete. Returns what fstat says of it.
 
@@ -297,6 +332,8 @@ def create(path: str, wanted: Plan, mode: int = 0o600, home: bytes = b"") -> os.
         fd = file.fileno()
         _refuse_unless_tmpfs(fd, path)
         os.fchmod(fd, mode)
+        if wanted.huge_pages:
+            _refuse_unless_huge(directory)
         try:
             _core.create(fd, os.urandom(16), wanted._replace(room_frames=_room_for(wanted, fd)), home)
         except SharedMemoryFull as error:

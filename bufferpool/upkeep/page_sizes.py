@@ -242,7 +242,9 @@ def _plan(home: Client, page_size: int) -> segment_file.Plan:
     geometry, status, whole = home.geometry, home.seg.status(), whole_bytes(home)
     least = MIN_FRAMES * page_size
     segment_file.check_page_size(page_size)
-    extent_size = max(geometry["extent_frames"] * home.page_size, page_size)
+    huge_pages = geometry["huge_pages"]
+    extent_size = None if huge_pages else max(geometry["extent_frames"] * home.page_size, page_size)
+    extent_size = segment_file.extent_bytes(page_size, extent_size, huge_pages)
     most = max(whole, status["max_frames"] * home.page_size, least)
     most = min(most, segment_file.most_bytes(page_size, extent_size))
     plan = segment_file.plan(
@@ -254,6 +256,7 @@ def _plan(home: Client, page_size: int) -> segment_file.Plan:
             extent_size=extent_size,
             max_clients=geometry["max_clients"],
             max_pages=geometry["max_pages"],
+            huge_pages=huge_pages,
         )
     )
     if NEW_SHARE * least > whole:

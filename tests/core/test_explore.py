@@ -911,6 +911,30 @@ MUTATIONS = {
         "if (!out.push(f)) free_frame(s, f);",
         "compact-pin",
     ),
+    "a part of a huge page given back": (
+        "shrink.h",
+        "    if (s.g.huge_pages) keep_parts(s, frames);\n",
+        "",
+        "huge-pin",
+    ),
+    "a part of a huge page given back for a dead client": (
+        "reap.h",
+        "if (!s.g.huge_pages || n == s.g.extent_frames ||",
+        "if (n != 0 ||",
+        "reap-huge-load",
+    ),
+    "frames of a dead client taken to have memory": (
+        "reap.h",
+        "    error = s.plug(s.page_offset(first), u64(n) << s.g.page_shift);\n",
+        "    error = 0;\n",
+        "reap-huge-hole",
+    ),
+    "a huge page made of a part of an extent": (
+        "frames.h",
+        "if (s.g.huge_pages && got == s.g.extent_frames) prim",
+        "if (s.g.huge_pages) prim",
+        "huge-part",
+    ),
     "holes given back while others use them": (
         "shrink.h",
         "            s.holes.remove(f);\n            s.frames[f].word.store_release(frame::busy(s.me));\n        }\n        s.header",

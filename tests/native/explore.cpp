@@ -274,7 +274,7 @@ static void join_crowd(Segment& s) {
 static void run(const Scenario& sc, const std::string& how, u32 max_kills, u64 most, const char* schedule) {
     memset(static_cast<void*>(&world), 0, sizeof world);
     memset(static_cast<void*>(&other_size), 0, sizeof other_size);
-    make_segment(0, sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients, sc.guests, sc.extent_frames);
+    make_segment(0, sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients, sc.guests, sc.extent_frames, sc.huge_pages);
     if (sc.other_budget) make_other_size(sc);
     for (Process& p : world.processes) p.segment.keeps_entries = !sc.gives_entries;
     memset(static_cast<void*>(&object_world), 0, sizeof object_world);

@@ -62,7 +62,7 @@ struct Pool {
         bytes = g.total_bytes;
         file = int(syscall(SYS_memfd_create, "holds", 0));
         if (file < 0 || ftruncate(file, off_t(bytes)) != 0 || prim::plug(file, 0, g.data_at) != 0) abort();
-        u8* base = prim::map_segment(file, bytes);
+        u8* base = prim::map_segment(file, bytes, bytes);
         if (!base) abort();
         auto h = reinterpret_cast<Header*>(base);
         h->geometry = g;

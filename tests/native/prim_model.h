@@ -15,6 +15,7 @@ int lock_byte(int fd, long at);
 void unlock_byte(int fd, long at);
 bool byte_is_locked(int fd, long at);
 int plug(int fd, u64 offset, u64 bytes);
+void make_huge(const void* at, u64 bytes);
 void punch(int fd, u64 offset, u64 bytes);
 void write_object(u64 offset, const void* from, u64 bytes);
 int futex_wait(const void* word, u32 expected);
@@ -86,6 +87,10 @@ inline int byte_is_locked(int fd, off_t at) {
 constexpr u64 HUGE_BYTES = 2 << 20;
 inline void use_huge_pages(void*, u64) {}  // not part of the protocol
 inline void use_small_pages(void*, u64) {}
+inline void make_huge(void* at, u64 bytes) {
+    model::step();
+    model::make_huge(at, bytes);
+}
 inline int plug(int fd, u64 offset, u64 bytes) {
     model::step();
     return model::plug(fd, offset, bytes);

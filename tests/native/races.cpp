@@ -183,7 +183,7 @@ void make_segment() {
     place_areas(g);
     file = int(syscall(SYS_memfd_create, "races", 0));
     if (file < 0 || ftruncate(file, off_t(g.total_bytes)) != 0 || prim::plug(file, 0, g.data_at) != 0) wrong("no memory", 0);
-    base = prim::map_segment(file, g.total_bytes);
+    base = prim::map_segment(file, g.total_bytes, g.total_bytes);
     auto h = reinterpret_cast<Header*>(base);
     h->geometry = g;
     h->policy.cold.capacity = h->policy.hot.capacity = ring_capacity(g, 0);

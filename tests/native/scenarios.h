@@ -10,13 +10,14 @@ namespace bp {
 // ---- the start -----------------------------------------------------------------------
 
 // The pool's segment for `first_fd` 0, that of the other page size for PROCESSES.
-static void make_segment(int first_fd, u32 budget, u32 frames, u32 ready, u32 pages, u32 clients, u32 guests, u32 extent_frames) {
+static void make_segment(int first_fd, u32 budget, u32 frames, u32 ready, u32 pages, u32 clients, u32 guests, u32 extent_frames, bool huge_pages = false) {
     FileModel file = file_of(first_fd);
     Geometry g{};
     g.page_size = file.page_bytes;
     g.page_shift = u32(__builtin_ctz(file.page_bytes));
     g.os_page = ENTRIES * 8;
     g.extent_frames = extent_frames;
+    g.huge_pages = huge_pages;
     g.max_frames = frames;
     g.max_clients = clients;
     g.guests = guests;
@@ -90,6 +91,7 @@ struct Scenario {
     u32 hurried = 0;           // waits that the first process may give up
     u32 refused = 0;           // requests for memory of frames
     u32 extent_frames = 1;
+    bool huge_pages = false;   // an extent is a huge page
     u32 owner = NONE;          // the process whose private space it is
     u32 limit = 0;             // of the space's share, in pages
     bool as_one = false;       // pages 0 and 1 are only written together
@@ -486,6 +488,13 @@ static Scenario of_extents(const char* name, std::vector<std::pair<const char*, 
     return scenario;
 }
 
+// The same in a pool with huge pages, each of which has two frames.
+static Scenario of_huge_pages(Scenario scenario) {
+    scenario.extent_frames = 2;
+    scenario.huge_pages = true;
+    return scenario;
+}
+
 // Pages 0 and 1 are written together, and by `alone` also alone.
 static Scenario of_groups(const char* name, u32 frames, std::vector<std::pair<const char*, Program>> processes, bool alone = false) {
     Scenario scenario{name, frames, frames, {0, 1}, std::move(processes)};
@@ -739,6 +748,14 @@ static std::vector<Scenario> scenarios() {
         of_extents("compact-write", {{"W", writes(2)}}),
         of_extents("compact-load", {{"L", reads(1)}}),
         of_extents("reap-compact", {{"X", reaps()}}),
+        of_huge_pages(of_extents("huge-pin", {{"R", reads(2, 2)}})),
+        of_huge_pages(of_extents("huge-write", {{"W", writes(2)}})),
+        of_huge_pages({"huge-trim", 4, 4, {0, 1}, {{"T", shrinks(true)}, {"L", reads(2)}}}),
+        of_huge_pages({"huge-part", 3, 4, {0, 1}, {{"T", shrinks(true)}, {"L", reads(2)}}}),
+        of_huge_pages({"huge-holes", 3, 4, {0, 1}, {{"T", gives_back_holes()}, {"L", reads(2)}}}),
+        of_huge_pages({"reap-huge-load", 4, 4, {0}, {{"L", reads(2)}, {"X", reaps()}}}),
+        of_huge_pages(of_hurry("reap-huge-hole", 1, {}, {{"L", reads_both(0, 2)}, {"X", reaps()}}, 0)),
+        of_huge_pages(of_extents("reap-huge", {{"X", reaps()}})),
         {"trim-load", 2, 2, {0, 1}, {{"T", shrinks(true)}, {"L", reads(2)}}},
         {"trim-write", 3, 3, {0, 1}, {{"T", shrinks(true)}, {"W", writes(1)}}},
         {"drop-pin", 2, 2, {0, 1}, {{"D", drops(0)}, {"R", reads(0)}}},
@@ -783,6 +800,8 @@ static std::vector<Scenario> scenarios() {
         of_hurry("hurry-write-twice", 0, {0}, {{"H", hurries(writes(0, 2))}, {"W", writes(0)}}),
         of_hurry("hurry-reap", 0, {0}, {{"H", hurries(reaps())}, {"L", keeps_frame()}, {"M", takes_memory_lock()}}, 1),
         of_hurry("hurry-trim", 0, {0}, {{"H", hurries(shrinks(true))}, {"L", reads(1)}}),
+        of_huge_pages(of_hurry("hurry-huge", 0, {0}, {{"H", hurries(shrinks(true))}, {"L", reads(1)}})),
+        of_huge_pages(of_hurry("hurry-huge-plug", 1, {}, {{"H", hurries(reads(0))}, {"L", reads(1)}})),
         of_hurry("hurry-detach", 0, {0}, {{"H", hurries_and_detaches(writes(0))}, {"L", reads(1)}}),
         {"detach", 2, 2, {0}, {{"D", detaches(0)}, {"W", writes(0)}}},
         {"three", 3, 3, {0, 1}, {{"R", reads(0)}, {"W", writes(0)}, {"L", reads(2)}}},

@@ -28,7 +28,7 @@ static void require_within_whole() {
     u64 bytes = 0, whole = whole_bytes(world.processes[0].segment);
     other_size.most_bytes = std::max(other_size.most_bytes, whole);
     for (int fd : {0, int(PROCESSES)})
-        for (u32 f = 0; f < FRAMES; f++) bytes += file_of(fd).plugged[f] * file_of(fd).page_bytes;
+        for (u32 f = 0; f < FRAMES; f++) bytes += file_of(fd).plugged[f] ? file_of(fd).page_bytes : 0;
     if (bytes > other_size.most_bytes) violation("pages have %u bytes of memory, and the whole budget is %u", u32(bytes), u32(other_size.most_bytes));
 }
 

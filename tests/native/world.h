@@ -53,7 +53,7 @@ struct Process {
 
 struct World {
     alignas(64) u8 segment[SEGMENT_BYTES];
-    u8 plugged[FRAMES];
+    u8 plugged[FRAMES];      // 1: the frame has memory; HUGE: it is a part of a huge page
     u8 entries_gone;         // the entries have no memory
     u8 refused;              // how many of the next requests for memory of frames the kernel refuses
     u8 byte_owner[16];       // the description that has the lock, + 1
@@ -198,12 +198,19 @@ static void set_entry_memory(bool gone) {
     world.entries_gone = gone;
 }
 
+constexpr u8 HUGE = 2;
+
 static void set_memory(int fd, u64 offset, u64 bytes, u8 value) {
     FileModel file = file_of(fd);
     u64 entries = world.processes[0].segment.g.entries_at;
     if (file.segment == world.segment && offset <= entries && entries < offset + bytes) set_entry_memory(!value);
     if (offset < DATA_AT) return;
-    for (u64 f = (offset - DATA_AT) / file.page_bytes; f < (offset - DATA_AT + bytes) / file.page_bytes; f++) {
+    u64 first = (offset - DATA_AT) / file.page_bytes, end = (offset - DATA_AT + bytes) / file.page_bytes;
+    u32 per = world.processes[0].segment.g.extent_frames;
+    for (u64 f = first; f < end; f++) {
+        if (value && file.plugged[f]) continue;
+        if (file.plugged[f] == HUGE && (f / per * per < first || f / per * per + per > end))
+            violation("frame %u was given back, which is a part of a huge page", u32(f));
         file.plugged[f] = value;
         if (!value) memset(file.segment + DATA_AT + f * file.page_bytes, 0, file.page_bytes);
     }
@@ -237,6 +244,11 @@ int plug(int fd, u64 offset, u64 bytes) {
     if (offset >= DATA_AT && world.refused) return world.refused--, -ENOSPC;
     set_memory(fd, offset, bytes, 1);
     return 0;
+}
+// All frames get memory, those without a page too, as with MADV_COLLAPSE.
+void make_huge(const void* at, u64 bytes) {
+    u64 offset = u64(static_cast<const u8*>(at) - world.segment);
+    for (u64 f = (offset - DATA_AT) / PAGE_BYTES; f < (offset - DATA_AT + bytes) / PAGE_BYTES; f++) world.plugged[f] = HUGE;
 }
 void punch(int fd, u64 offset, u64 bytes) {
     if (is_object(offset)) set_object_memory(offset, bytes, 0);

@@ -298,6 +298,7 @@ struct Geometry {
     u32 max_frames, max_clients, stripe_clients;
     u32 guests;  // the number of slots that are for forked children only: see before_guests()
     u64 max_pages;
+    u64 huge_pages;  // 1: an extent is a huge page, which gets its memory, and loses it, as a whole
     u64 clients_at, events_at, duel_at, advice_at, spaces_at, texts_at, long_texts_at, uses_at, use_row_bytes;
     u64 entries_at, frames_at, pins_at, stripe_bytes;
     u64 sets_at, set_bytes[SET_LEVELS], rings_at, ring_bytes, tops_at, data_at, total_bytes;

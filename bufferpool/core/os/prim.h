@@ -347,12 +347,12 @@ inline int begin_writeback(int fd) { return sync_file_range(fd, 0, 0, SYNC_FILE_
 #define BP_GUARD_BYTES 0
 #endif
 
-// Makes a mapping that was made without access accessible: without huge pages, core dumps and memory locking.
-// Otherwise mlockall(MCL_FUTURE) would make the kernel allocate the whole segment when it is mapped: 1 GiB of holes
-// for a pool of 8 MiB. 0 or -errno.
-inline int open_mapping(void* at, u64 bytes, int protection) {
+// Makes a mapping that was made without access accessible: without core dumps and memory locking, and its first `small`
+// bytes without huge pages. Otherwise mlockall(MCL_FUTURE) would make the kernel allocate the whole segment when it is
+// mapped: 1 GiB of holes for a pool of 8 MiB. 0 or -errno.
+inline int open_mapping(void* at, u64 bytes, u64 small, int protection) {
     munlock(at, bytes);
-    madvise(at, bytes, MADV_NOHUGEPAGE);
+    madvise(at, small, MADV_NOHUGEPAGE);
     madvise(at, bytes, MADV_DONTDUMP);
     return mprotect(at, bytes, protection) == 0 ? 0 : -errno;
 }
@@ -360,13 +360,18 @@ inline int open_mapping(void* at, u64 bytes, int protection) {
 // The size of a huge page, on a machine whose OS pages have 4 KiB.
 constexpr u64 HUGE_BYTES = 2 << 20;
 
+constexpr int COLLAPSE = 25;  // MADV_COLLAPSE
+
 // Replaces the memory of a mapping by huge pages, where all of an aligned huge page has memory (MADV_COLLAPSE, Linux
 // 6.1, which works without the mount option huge=). Huge pages only make accesses faster, so a failure is no error.
 inline void use_huge_pages(void* at, u64 bytes) {
-    constexpr int COLLAPSE = 25;
     madvise(at, bytes, MADV_HUGEPAGE);
     if (madvise(at, bytes, COLLAPSE) != 0) madvise(at, bytes, MADV_NOHUGEPAGE);
 }
+
+// Makes a part of a mapping, all of which has memory, one or more huge pages. No flag of the mapping changes, so the
+// kernel makes no huge page by itself of a part that has holes.
+inline void make_huge(void* at, u64 bytes) { madvise(at, bytes, COLLAPSE); }
 
 // Forbids the kernel to make huge pages of this part of a mapping, whose memory was given back.
 inline void use_small_pages(void* at, u64 bytes) { madvise(at, bytes, MADV_NOHUGEPAGE); }
@@ -380,7 +385,7 @@ inline bool is_direct(int fd) {
 // Maps private memory that certainly consists of huge pages, at an aligned address. Null if the kernel has no huge
 // page, or cannot confirm that it gave one (before Linux 6.1). A forked child does not inherit the mapping.
 inline u8* map_huge(u64 bytes) {
-    constexpr int COLLAPSE = 25, POPULATE_WRITE = 23;
+    constexpr int POPULATE_WRITE = 23;
     constexpr int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     void* all = mmap(nullptr, bytes + HUGE_BYTES, PROT_READ | PROT_WRITE, how, -1, 0);
     if (all == MAP_FAILED) return nullptr;
@@ -398,8 +403,8 @@ inline u8* map_huge(u64 bytes) {
 }
 
 // Maps the first `bytes` of a segment; null if it fails. The address is a multiple of the size of a huge page, so an
-// offset that is aligned to huge pages has an aligned address.
-inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRITE) {
+// offset that is aligned to huge pages has an aligned address. The first `small` bytes get no huge pages unasked.
+inline u8* map_segment(int fd, u64 bytes, u64 small, int protection = PROT_READ | PROT_WRITE) {
     constexpr u64 guard = BP_GUARD_BYTES;
     u64 room = bytes + HUGE_BYTES + 2 * guard, unit = u64(sysconf(_SC_PAGESIZE));
     void* reserved = mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -418,7 +423,7 @@ inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRIT
         if (before) munmap(first, before);
         if (after < room) munmap(first + after, room - after);
     }
-    if (int r = open_mapping(mapped, bytes, protection)) {
+    if (int r = open_mapping(mapped, bytes, small, protection)) {
         munmap(mapped, bytes);
         errno = -r;
         return nullptr;
@@ -426,11 +431,22 @@ inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRIT
     return static_cast<u8*>(mapped);
 }
 
+// Gives memory to the first bytes of a file, and tries to make them a huge page. 0 or -errno.
+inline int try_huge_page(int fd) {
+    if (sysconf(_SC_PAGESIZE) != 4096) return -EOPNOTSUPP;
+    if (int r = plug(fd, 0, HUGE_BYTES)) return r;
+    u8* at = map_segment(fd, HUGE_BYTES, 0);
+    if (!at) return -errno;
+    int r = madvise(at, HUGE_BYTES, COLLAPSE) == 0 ? 0 : -errno;
+    munmap(at, HUGE_BYTES);
+    return r;
+}
+
 // Maps a part of the segment a second time, read-only, in place of the mapping at this address. 0 or
 // -errno. After a failure the address remains reserved, because the caller unmaps it later.
-inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
+inline int map_for_reading(void* at, u64 bytes, u64 small, int fd, u64 offset) {
     if (mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, off_t(offset)) != MAP_FAILED)
-        return open_mapping(at, bytes, PROT_READ);
+        return open_mapping(at, bytes, small, PROT_READ);
     int error = errno;
     mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     return -error;
@@ -445,7 +461,7 @@ inline u8* map_area(int fd, u64 offset, u64 bytes, Access access) {
     if (mapped == MAP_FAILED) return nullptr;
     if (access == Access::ROOM) return static_cast<u8*>(mapped);
     int protection = access == Access::READ ? PROT_READ : PROT_READ | PROT_WRITE;
-    if (int r = open_mapping(mapped, bytes, protection)) {
+    if (int r = open_mapping(mapped, bytes, bytes, protection)) {
         munmap(mapped, bytes);
         errno = -r;
         return nullptr;

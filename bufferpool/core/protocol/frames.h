@@ -21,9 +21,10 @@ inline void free_frame(Segment& s, u32 f) {
     unlock_memory(s);
 }
 
-// Keeps a BUSY(me) frame for our next publish, or frees it. In a pool of less than 256 frames it is always freed.
+// Keeps a BUSY(me) frame for our next publish, or frees it. It is always freed in a pool of less than 256 frames, and
+// in one with huge pages, where it would keep all of a huge page from being given back.
 inline void keep_or_free(Segment& s, u32 f) {
-    int keep = s.header->budget_frames.load_relaxed() >= 256 ? SPARES : 0;
+    int keep = s.header->budget_frames.load_relaxed() >= 256 && !s.g.huge_pages ? SPARES : 0;
     for (int i = 0; i < keep; i++) {
         u32 none = 0;
         if (s.spares[i].load_relaxed() == 0 && s.spares[i].cas_seq_cst(none, f + 1)) return;
@@ -70,6 +71,8 @@ inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
         got = 0;
     }
     BP_POINT("plug.plugged");
+    // Only here, where all frames of the extent are ours: so an extent with a hole has no huge page.
+    if (s.g.huge_pages && got == s.g.extent_frames) prim::make_huge(s.page_data(first), u64(got) << s.g.page_shift);
     if (!lock_memory(s)) {
         give_back_later(s, first, got, true);
         give_back_later(s, first + got, n - got, false);

@@ -92,6 +92,13 @@ inline void hole_locked(Segment& s, u32 f) {
     s.header->resident.store_relaxed(s.header->resident.load_relaxed() - 1);
 }
 
+// Has a frame of this extent no memory? Then no part of the extent is a huge page.
+inline bool has_hole(Segment& s, u32 extent) {
+    u32 f = extent * s.g.extent_frames, end = std::min(f + s.g.extent_frames, u32(s.ready));
+    while (f < end && frame::state(s.frames[f].word.load_acquire()) != HOLE) f++;
+    return f < end;
+}
+
 // Frames of ours that are BUSY, and that the next thread of ours that holds the lock gives back. They form a chain: the
 // `lsn` of each frame's slot has the number of the next frame, plus one, and whether this frame has memory. Threads add
 // frames without the lock. Only the thread that holds the lock removes one, so the CAS is safe even if a frame is

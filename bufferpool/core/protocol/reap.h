@@ -57,8 +57,20 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     intent.op.store_release(u32(Op::NONE));
 }
 
+// Gives memory to BUSY frames of a dead client that must not become holes, because their memory may be a part of a huge
+// page. Returns false if they may become holes: their extent has a hole, or they had no memory and the kernel has none
+// for them.
+inline bool keep_busy(Segment& s, u32 first, u32 n, int& error) {
+    if (!s.g.huge_pages || n == s.g.extent_frames || has_hole(s, first / s.g.extent_frames)) return false;
+    error = s.plug(s.page_offset(first), u64(n) << s.g.page_shift);
+    if (error != -ENOSPC && error != -ENOMEM) return true;
+    error = 0;
+    return false;
+}
+
 // Makes the BUSY frames of a dead client holes. It is unknown whether they have memory, so they are punched in any case
-// (punching a hole has no effect). False: another client has the memory lock.
+// (punching a hole has no effect). In a pool with huge pages, frames that are a part of an extent become FREE. False:
+// another client has the memory lock, or the kernel refuses.
 inline bool reap_busy(Segment& s, u32 c) {
     for (u32 f = 0; f < s.ready;) {
         auto is_dead = [&](u32 i) {
@@ -69,15 +81,21 @@ inline bool reap_busy(Segment& s, u32 c) {
             f++;
             continue;
         }
-        u32 end = f + 1;
-        while (end < s.ready && is_dead(end)) end++;
+        u32 end = f + 1, most = s.g.huge_pages ? f - f % s.g.extent_frames + s.g.extent_frames : u32(s.ready);
+        while (end < most && end < s.ready && is_dead(end)) end++;
         u64 length = u64(end - f) << s.g.page_shift;
-        int refused = s.remove_frames(f, length);
+        int refused = 0;
+        bool kept = keep_busy(s, f, end - f, refused);
+        if (refused) return false;
+        if (!kept) refused = s.remove_frames(f, length);
         BP_POINT("reap.punched");
         if (!lock_memory(s, false)) return false;
-        for (u32 i = f; i < end; i++) hole_locked(s, i);
+        for (u32 i = f; i < end; i++) {
+            if (kept) free_locked(s, i);
+            else hole_locked(s, i);
+        }
         unlock_memory(s);
-        if (!refused) count_reclaimed(s, length, CLIENT_EXIT);
+        if (!kept && !refused) count_reclaimed(s, length, CLIENT_EXIT);
         f = end;
     }
     return true;

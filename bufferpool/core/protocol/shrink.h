@@ -18,10 +18,33 @@ constexpr u32 EVICT_LOOKS = 512;      // and the most pages examined; one evicti
 constexpr u32 LOOK_BATCH = 4096;      // and the most frames examined
 constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: this bounds how many frames are BUSY at one time
 
+// Frees the frames of a sorted list that must not be given back in a pool with huge pages, and removes them from the
+// list: those of an extent of which the list has only a part. An extent with a hole is no huge page (plug_run), so any
+// part of it may be given back.
+inline void keep_parts(Segment& s, Vec<u32>& frames) {
+    u32 per = s.g.extent_frames;
+    size_t kept = 0;
+    for (size_t i = 0, end; i < frames.size(); i = end) {
+        for (end = i + 1; end < frames.size() && frames[end] / per == frames[i] / per;) end++;
+        if (end - i == per || has_hole(s, frames[i] / per)) {
+            for (size_t k = i; k < end; k++) frames[kept++] = frames[k];
+            continue;
+        }
+        bool locked = lock_memory_briefly(s);
+        for (size_t k = i; k < end; k++) {
+            if (locked) free_locked(s, frames[k]);
+            else give_back_later(s, frames[k], 1, true);
+        }
+        if (locked) unlock_memory(s);
+    }
+    frames.cut(kept);
+}
+
 // Gives the memory of BUSY(me) frames back: one madvise for each run of neighbours. Frames whose memory the kernel
 // refuses to take become FREE; `done` counts the others, which become holes.
 inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaimed& done) {
     std::sort(frames.begin(), frames.end());
+    if (s.g.huge_pages) keep_parts(s, frames);
     for (size_t i = 0; i < frames.size();) {
         size_t end = i + 1;
         while (end < frames.size() && frames[end] == frames[end - 1] + 1) end++;
@@ -81,21 +104,25 @@ inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, bool all, Evi
 
 struct ExtentPlan {
     u32 extent, free, live;
+    u32 others;  // frames that are neither FREE, LIVE nor holes, or that have a page that is pinned
 };
 
 // Chooses the extents that are emptied to give back at most `want` frames: first those with the fewest pages to move,
-// and among these the highest. False: this process has no memory for the list.
+// and among these the highest. In a pool with huge pages only extents all of whose frames can be emptied. False: this
+// process has no memory for the list.
 inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
     u32 per = s.g.extent_frames;
     s.has_frame(s.g.max_frames - 1);
     for (u32 first = 0; first < s.ready; first += per) {
-        ExtentPlan p{first / per, 0, 0};
+        ExtentPlan p{first / per, 0, 0, 0};
         for (u32 f = first; f < first + per && f < s.ready; f++) {
             FrameState state = frame::state(s.frames[f].word.load_relaxed());
             p.free += state == FREE;
             p.live += state == LIVE;
+            bool fixed = state == LIVE ? any_pin(s, f) : state != FREE && state != HOLE;
+            p.others += s.g.huge_pages && fixed;
         }
-        if (p.free && !plans.push(p)) return false;
+        if (p.free && !p.others && !plans.push(p)) return false;
     }
     std::sort(plans.begin(), plans.end(), [](const ExtentPlan& a, const ExtentPlan& b) {
         return a.live != b.live ? a.live < b.live : a.extent > b.extent;
@@ -137,6 +164,7 @@ inline bool empty_extent(Segment& s, Intent& intent, const ExtentPlan& plan, Vec
         bool ours;
         if (!move_page(s, intent, f, g, ours)) {
             free_frame(s, g);
+            if (s.g.huge_pages) break;  // the extent cannot be given back
             continue;
         }
         done.moved++;
@@ -170,18 +198,19 @@ inline Status give_back_runs(Segment& s, u64 want, Reason reason, Vec<u32>& out,
 inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
     Vec<ExtentPlan> plans;
     Vec<u32> out;
-    if (!plan_extents(s, want, plans) ||
-        !out.reserve(std::min(u64(EXTENTS_PER_STEP) * s.g.extent_frames, u64(s.ready))))
+    size_t step = s.g.huge_pages ? 1 : EXTENTS_PER_STEP;
+    if (!plan_extents(s, want, plans) || !out.reserve(std::min(step * s.g.extent_frames, size_t(s.ready))))
         return Status::NO_MEMORY;
-    for (size_t i = 0; i < plans.size(); i += EXTENTS_PER_STEP) {
-        size_t end = std::min(i + EXTENTS_PER_STEP, plans.size());
+    for (size_t i = 0; i < plans.size(); i += step) {
+        size_t end = std::min(i + step, plans.size());
         if (!lock_memory(s)) return Status::INTERRUPTED;
         for (size_t k = i; k < end; k++) claim_free(s, plans[k].extent, s.g.extent_frames, out);
         unlock_memory(s);
         BP_POINT("compact.claimed");
         bool whole = true;
         for (size_t k = i; whole && k < end; k++) whole = empty_extent(s, intent, plans[k], out, done);
-        if (whole && done.frames + out.size() > want) {  // more frames became free meanwhile: these remain in the pool
+        // Frames that became free meanwhile, and are not wanted, remain in the pool.
+        if (whole && !s.g.huge_pages && done.frames + out.size() > want) {
             bool locked = lock_memory_briefly(s);
             for (; done.frames + out.size() > want; out.pop()) {
                 if (locked) free_locked(s, out.back());
@@ -194,13 +223,15 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
         if (done.refused) return Status::OK;  // the kernel would refuse the next ones too
         if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
     }
-    return give_back_runs(s, want, reason, out, done);
+    return s.g.huge_pages ? Status::OK : give_back_runs(s, want, reason, out, done);
 }
 
-// Gives the memory of `want` frames back to the kernel; with `evict`, it evicts pages until so many are free.
+// Gives the memory of `want` frames back to the kernel; with `evict`, it evicts pages until so many are free. In a pool
+// with huge pages it gives back whole extents: with `evict` as many as `want` frames need, else as many as they fill.
 inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed& done) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
+    if (s.g.huge_pages) want = round_up(evict ? want : want - want % s.g.extent_frames, s.g.extent_frames);
     if (evict) {
         sweep_retired(s);
         if (!lock_memory(s)) return Status::INTERRUPTED;

@@ -43,7 +43,7 @@ constexpr Field fields[] = {
 
     STRUCT(Geometry),
     FIELD(Geometry, page_size), FIELD(Geometry, page_shift), FIELD(Geometry, os_page),
-    FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
+    FIELD(Geometry, extent_frames), FIELD(Geometry, huge_pages), FIELD(Geometry, max_frames),
     FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, guests), FIELD(Geometry, max_pages),
     FIELD(Geometry, clients_at), FIELD(Geometry, events_at), FIELD(Geometry, duel_at), FIELD(Geometry, advice_at),
     FIELD(Geometry, spaces_at),

@@ -161,13 +161,15 @@ static PyObject* core_raise_unmapped(PyObject*, PyObject* arg) {
 static u32 log2_of(u32 n) { return u32(__builtin_ctz(n)); }
 
 // The geometry of a segment with these sizes, which have been checked.
-static Geometry lay_out(u32 page_size, u32 extent_frames, u32 max_frames, u32 max_clients, u64 max_pages) {
+static Geometry lay_out(u32 page_size, u32 extent_frames, u32 max_frames, u32 max_clients, u64 max_pages,
+                        bool huge_pages = false) {
     Geometry g{};
     g.page_size = page_size;
     g.page_shift = log2_of(page_size);
     g.extent_frames = extent_frames;
     g.max_frames = max_frames;
     g.max_pages = max_pages;
+    g.huge_pages = huge_pages;
     g.guests = std::min(GUESTS, CLIENTS_LIMIT - max_clients);
     g.max_clients = max_clients + g.guests;
     g.os_page = u32(sysconf(_SC_PAGESIZE));
@@ -193,10 +195,11 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     Py_buffer uuid, home{};
     unsigned page_size, extent_frames, max_frames, max_clients, budget, least, most;
     unsigned long long max_pages;
-    if (!PyArg_ParseTuple(args, "iy*(IIIIIIIK)y*:create", &fd, &uuid, &page_size, &extent_frames, &max_frames, &budget,
-                          &least, &most, &max_clients, &max_pages, &home))
+    int huge_pages;
+    if (!PyArg_ParseTuple(args, "iy*(IIIIIIIKp)y*:create", &fd, &uuid, &page_size, &extent_frames, &max_frames, &budget,
+                          &least, &most, &max_clients, &max_pages, &huge_pages, &home))
         return nullptr;
-    Geometry g = lay_out(page_size, extent_frames, max_frames, max_clients, max_pages);
+    Geometry g = lay_out(page_size, extent_frames, max_frames, max_clients, max_pages, huge_pages);
     Header h{};
     if (uuid.len == sizeof h.uuid) memcpy(h.uuid, uuid.buf, sizeof h.uuid);
     if (home.len == sizeof h.home) memcpy(h.home, home.buf, sizeof h.home);
@@ -260,7 +263,7 @@ bool read_header(int fd, Header& h) {
                 g.page_size <= (1u << 30) && g.page_shift == log2_of(g.page_size) && g.max_clients >= 1 &&
                 g.max_clients <= CLIENTS_LIMIT && g.guests < g.max_clients && g.max_frames >= 1 &&
                 g.max_frames <= FRAMES_LIMIT && g.extent_frames >= 1 && g.max_frames % g.extent_frames == 0 &&
-                g.max_pages >= 1 && g.max_pages < NONE;
+                g.max_pages >= 1 && g.max_pages < NONE && g.huge_pages <= 1;
     if (sane && g.os_page != u32(sysconf(_SC_PAGESIZE)))
         return raise("LayoutMismatch", "the segment was made for pages of %u bytes by the operating system; remove it",
                      g.os_page),
@@ -287,14 +290,14 @@ bool read_header(int fd, Header& h) {
 
 PyObject* geometry_dict(const Header& h) {
     const Geometry& g = h.geometry;
-    return Py_BuildValue("{s:y#,s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I}", "uuid",
+    return Py_BuildValue("{s:y#,s:y#,s:I,s:I,s:O,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I}", "uuid",
                          reinterpret_cast<const char*>(h.uuid), Py_ssize_t(16), "home",
                          reinterpret_cast<const char*>(h.home), Py_ssize_t(16), "page_size", g.page_size,
-                         "extent_frames", g.extent_frames, "room_frames", g.max_frames, "max_clients",
-                         g.max_clients - g.guests, "max_pages", (unsigned long long)g.max_pages, "data_at",
-                         (unsigned long long)g.data_at, "total_bytes", (unsigned long long)g.total_bytes,
-                         "created_ns", (unsigned long long)h.created_ns, "before_guests", g.before_guests(),
-                         "guests", g.guests);
+                         "extent_frames", g.extent_frames, "huge_pages", g.huge_pages ? Py_True : Py_False,
+                         "room_frames", g.max_frames, "max_clients", g.max_clients - g.guests, "max_pages",
+                         (unsigned long long)g.max_pages, "data_at", (unsigned long long)g.data_at, "total_bytes",
+                         (unsigned long long)g.total_bytes, "created_ns", (unsigned long long)h.created_ns,
+                         "before_guests", g.before_guests(), "guests", g.guests);
 }
 
 static PyObject* core_geometry(PyObject*, PyObject* arg) {
@@ -329,6 +332,16 @@ static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
     int r;
     Py_BEGIN_ALLOW_THREADS r = prim::is_tmpfs(fd);
     Py_END_ALLOW_THREADS if (r >= 0) return PyBool_FromLong(r);
+    errno = -r;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject* core_try_huge_page(PyObject*, PyObject* arg) {
+    int fd = int(PyLong_AsLong(arg));
+    if (PyErr_Occurred()) return nullptr;
+    int r;
+    Py_BEGIN_ALLOW_THREADS r = prim::try_huge_page(fd);
+    Py_END_ALLOW_THREADS if (r == 0) Py_RETURN_NONE;
     errno = -r;
     return PyErr_SetFromErrno(PyExc_OSError);
 }
@@ -391,6 +404,9 @@ static PyMethodDef module_methods[] = {
     {"is_tmpfs", core_is_tmpfs, METH_O,
      "is_tmpfs($module, fd, /)\n--\n\n"
      "Whether the file behind ``fd`` is on a tmpfs."},
+    {"try_huge_page", core_try_huge_page, METH_O,
+     "try_huge_page($module, fd, /)\n--\n\n"
+     "Makes the first 2 MiB of a file on a tmpfs, which get memory, a huge page (MADV_COLLAPSE). Raises OSError."},
     {"begin_writeback", core_begin_writeback, METH_O,
      "begin_writeback($module, fd, /)\n--\n\n"
      "Begins to write a file's dirty pages back: the next store of another mapping faults then."},

@@ -139,6 +139,9 @@ static PyObject* raise_refused(Segment& s) {
                  s.g.max_clients - s.g.guests);
 }
 
+// The part of the segment that gets no huge pages unasked.
+static u64 small_bytes(const Geometry& g) { return g.huge_pages ? g.data_at : g.total_bytes; }
+
 static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     int fd;
     PyObject* on_exhausted;
@@ -146,7 +149,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (!PyArg_ParseTuple(args, "iOs:Segment", &fd, &on_exhausted, &name)) return nullptr;
     Header h;
     if (!read_header(fd, h)) return nullptr;
-    u8* at = prim::map_segment(fd, h.geometry.total_bytes);
+    u8* at = prim::map_segment(fd, h.geometry.total_bytes, small_bytes(h.geometry));
     if (!at) return raise_unmapped(-errno);
     auto seg = reinterpret_cast<SegmentObject*>(type->tp_alloc(type, 0));
     if (!seg) return prim::unmap_segment(at, h.geometry.total_bytes), nullptr;
@@ -227,7 +230,8 @@ static bool map_data(Segment& s, PyArrayObject* data) {
     // A mapping keeps its description, and a forked child inherits it: so it must not be the one with our byte lock.
     int fd = prim::reopen(s.fd);
     if (fd < 0) return raise_errno(fd, "the segment cannot be opened"), false;
-    int r = prim::map_for_reading(PyArray_DATA(data), u64(PyArray_NBYTES(data)), fd, s.g.data_at);
+    u64 bytes = u64(PyArray_NBYTES(data));
+    int r = prim::map_for_reading(PyArray_DATA(data), bytes, s.g.huge_pages ? 0 : bytes, fd, s.g.data_at);
     close(fd);
     if (r < 0) raise_unmapped(r);
     return r == 0;

@@ -90,7 +90,7 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
     const Geometry& g = h.geometry;
     int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (own < 0) return raise_errno(-errno, "the descriptor of the segment cannot be duplicated");
-    u8* at = prim::map_segment(own, g.data_at, PROT_READ);
+    u8* at = prim::map_segment(own, g.data_at, g.data_at, PROT_READ);
     auto seg = at ? reinterpret_cast<SegmentObject*>(SegmentType.tp_alloc(&SegmentType, 0)) : nullptr;
     if (!seg) {
         int error = -errno;
