@@ -1122,7 +1122,8 @@ class Pool(PoolFigures):
         ``size``: at least so many bytes: what caches have and no value uses, then the coldest pages, then values of caches
         (fewer if they are pinned, or dirty and cannot be flushed within ``timeout`` seconds). Without it: the memory of
         free frames, what caches have and no value uses, and what the kernel has given without being asked (to a process that called
-        mlockall(MCL_CURRENT) after it had opened the pool). The budget is unchanged; the pool takes memory again when it is used. Raises ValueError, TypeError.
+        mlockall(MCL_CURRENT) after it had opened the pool). With ``huge_pages=True`` it gives back whole huge pages. The budget is unchanged; the pool
+        takes memory again when it is used. Raises ValueError, TypeError.
         """
         self.client.require_writable("give memory back")
         seconds = seconds_of(timeout)

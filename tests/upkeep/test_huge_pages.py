@@ -155,6 +155,19 @@ def test_what_is_dropped_gives_back_the_huge_pages_that_it_fills(make_huge):
     assert pool.stats().resident_bytes == 4 * MIB, "8 MiB were freed, and the kept pages were moved together"
 
 
+def test_what_small_drops_free_is_given_back_together(make_huge):
+    """A drop of one page gave back whole extents only: so many of them gave back nothing."""
+    pool = make_huge()
+    space = pool.open_scratch("work", 6 * PER)
+    fill(space, range(6 * PER))
+    for n in range(5 * PER):
+        space.drop(n, 1)
+    require_whole(pool)
+    assert pool.stats().resident_bytes == 2 * HUGE_BYTES, "one huge page is kept, for the next misses"
+    pool.trim()
+    assert pool.stats().resident_bytes == HUGE_BYTES
+
+
 def test_a_budget_that_is_no_multiple_of_a_huge_page_is_kept(make_huge):
     pool = make_huge(5 * MIB + 3 * PAGE, max_capacity=16 * MIB)
     space = pool.open_derived("made", 16 * PER, numbers)

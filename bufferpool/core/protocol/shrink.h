@@ -226,12 +226,25 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
     return s.g.huge_pages ? Status::OK : give_back_runs(s, want, reason, out, done);
 }
 
-// Gives the memory of `want` frames back to the kernel; with `evict`, it evicts pages until so many are free. In a pool
-// with huge pages it gives back whole extents: with `evict` as many as `want` frames need, else as many as they fill.
+// How many frames a shrink gives back in a pool with huge pages: whole extents. With `evict` as many as `want` frames
+// need. Else as many as they fill, and all free frames but those of one extent: what earlier drops have left over.
+inline Status want_whole(Segment& s, bool evict, u64& want) {
+    u64 per = s.g.extent_frames;
+    if (!evict) {
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        u64 free = s.free.size();
+        unlock_memory(s);
+        want = std::max(want, free - std::min(free, per));
+    }
+    want = evict ? round_up(want, per) : want - want % per;
+    return Status::OK;
+}
+
+// Gives the memory of `want` frames back to the kernel; with `evict`, it evicts pages until so many are free.
 inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed& done) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
-    if (s.g.huge_pages) want = round_up(evict ? want : want - want % s.g.extent_frames, s.g.extent_frames);
+    if (s.g.huge_pages && want_whole(s, evict, want) != Status::OK) return Status::INTERRUPTED;
     if (evict) {
         sweep_retired(s);
         if (!lock_memory(s)) return Status::INTERRUPTED;
