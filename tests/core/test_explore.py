@@ -68,7 +68,7 @@ LARGE = {
     "write-reopen-twice",
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
-    "append-append", "append-reopen", "compact-write", "fork-reap", "leave-shrink", "many-drop", "many-evict",
+    "append-append", "append-reopen", "compact-write", "fork-reap", "huge-write", "leave-shrink", "many-drop", "many-evict",
     "move-write", "open-fail", "open-open", "reap-drop-load", "reap-flush", "reap-grow", "reap-leave",
     "reap-limit-drop", "reap-limit-fail", "table-put", "trim-write", "write-pin",
 }  # fmt: skip
