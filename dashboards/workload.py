@@ -34,6 +34,12 @@ def paint(number: int, out: np.ndarray) -> None:
     time.sleep(0.0002)
 
 
+def sleep_until(end: float) -> None:
+    """Sleeps until a monotonic time, at most a second at once: Python handles a signal that arrives just before a sleep when the sleep is over."""
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 1.0))
+
+
 def total(number: int) -> bytes:
     """Computes a value of the cache."""
     return bytes(1000 + number % 7 * 1000)
@@ -130,12 +136,12 @@ class Show:
         while time.monotonic() < end:
             start = time.monotonic()
             for at, step in self.steps():
-                time.sleep(max(0.0, min(start + at * self.period, end) - time.monotonic()))
+                sleep_until(min(start + at * self.period, end))
                 if time.monotonic() >= end:
                     return
                 with suppress(*LEGAL):
                     step()  # type: ignore[operator]
-            time.sleep(max(0.0, min(start + self.period, end) - time.monotonic()))
+            sleep_until(min(start + self.period, end))
 
     def close(self) -> None:
         for worker in self.workers:

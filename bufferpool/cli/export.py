@@ -7,6 +7,8 @@ from bufferpool.cli.common import Commands, pool_name, tell
 from bufferpool.client import segment_file
 from bufferpool.observer import Observer
 
+SLICE_S = 1.0  # of the wait: Python handles a signal that arrives just before a wait when the wait is over
+
 _ABOUT = """\
 Attaches to no pool and takes no client slot; each scrape reads the pools that exist then.
 docs/metrics.md lists the metrics, dashboards/ has a Grafana dashboard and alerts.
@@ -46,7 +48,8 @@ def _export(args: argparse.Namespace) -> int:
     scheme = "http" if args.tls_key is None else "https"
     tell(f"serving {what} at {scheme}://{host}:{server.server_port}/metrics")
     try:
-        thread.join()
+        while thread.is_alive():
+            thread.join(SLICE_S)
     finally:
         server.shutdown()
     return 0

@@ -536,7 +536,8 @@ class Space(_core.Space):
         """Reads pages ahead, without pinning them; returns the number of loaded pages.
 
         Pages of a file are read together, in whichever order ``ids`` has. The replacement policy does not count this
-        as a use of the page. It stops if no frame is available. Raises what ``space[n]`` raises except PoolExhausted.
+        as a use of the page. It stops if no frame is available. A page that ``ids`` has twice is loaded, and counted, twice if it was
+        evicted in between. Raises what ``space[n]`` raises except PoolExhausted.
         """
         return self._load_many(ids)
 

@@ -17,6 +17,7 @@ import urllib.error
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,7 @@ FOLDER = ROOT / "dashboards"
 sys.path.append(str(FOLDER))
 import alerts  # noqa: E402 - modules of that folder
 import live  # noqa: E402 - a module of that folder
+import workload  # noqa: E402 - a module of that folder
 
 DASHBOARD = json.loads((FOLDER / "bufferpool.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -80,6 +82,24 @@ def test_the_workload_ended_with_dirty_pages_leaves_nothing(tmp_path):
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
         remove(SHM / name)
+
+
+def test_the_workload_hears_a_signal_that_comes_just_before_it_sleeps(monkeypatch):
+    """It slept for a quarter of an hour at once. On a busy machine SIGTERM arrived after Python's last look for signals and
+    before the sleep, and the workload ended after the sleep."""
+    sleeps, now = [], [0.0]
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(workload, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    show = object.__new__(workload.Show)
+    show.period = 10000.0
+    show.steps = lambda: [(0.15, lambda: None)]
+    show.run(3000.0)
+    assert now[0] == pytest.approx(3000)
+    assert 0 < max(sleeps) <= 1
 
 
 def _unit(panel):

@@ -19,6 +19,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import bufferpool as bp
+from bufferpool.cli import main
 from bufferpool.prometheus import collector
 from bufferpool.prometheus import server as exporter
 from bufferpool.prometheus.collector import PoolCollector
@@ -150,6 +151,30 @@ def export(request):
     for process in started:
         process.kill()
         process.communicate()
+
+
+def test_the_command_looks_for_signals_while_it_waits(monkeypatch):
+    """It waited for its thread without a limit: a SIGTERM that came just before the wait ended it never."""
+    waits = []
+
+    class Serving:
+        server_port = 1
+
+        def is_alive(self):
+            return True
+
+        def join(self, timeout=None):
+            waits.append(timeout)
+            if len(waits) == 3:
+                raise KeyboardInterrupt
+
+        def shutdown(self):
+            pass
+
+    monkeypatch.setattr(exporter, "serve", lambda *_, **__: (Serving(), Serving()))
+    assert main(["export"]) == 128 + signal.SIGINT
+    assert len(waits) == 3
+    assert all(timeout is not None and timeout <= 1 for timeout in waits)
 
 
 def test_the_command_serves_both_formats(pool, make_pool, export):
