@@ -284,6 +284,7 @@ def use_all(table, fresh):
         bp.Pool.attach("p", directory=where).stats()
     uses = [pool.reap, pool.stats, pool.clients, pool.check, pool.frames, pool.extents, pool.operations, pool.snapshots, pool.flush, pool.advise,
             lambda: [table[n] for n in range(20)], lambda: table.read_many(range(20)), lambda: pool.open_scratch("more", 4),
+            lambda: [space.name for space in pool.spaces()], lambda: pool.open_scratch("s" * 2000, 4),
             lambda: pool.cache("values").put("k", 1), lambda: pool.trim("64KiB"), lambda: pool.resize("64KiB", timeout=0.1), observe]
     for use in [attach, *uses] if fresh else uses:
         try:
@@ -293,7 +294,8 @@ def use_all(table, fresh):
 def attempt(value, fresh):
     pool = bp.Pool.create("p", 32 * 4096, page_size=4096, extent_size=16384, max_capacity=1 << 20, room=1 << 20, directory=where,
                           max_clients=1000, max_pages=1 << 20)
-    table = pool.open_file(data, "r+", name="t")
+    table = pool.open_file(data, "r+", name="t", max_pages=4096)
+    pool.open_scratch("t" * 2000, 4)
     table.read_many(range(20))
     with table.write(3) as page:
         page[:] = 1
@@ -332,7 +334,16 @@ for value in (lambda now: now & ~0xffffffff | 900, lambda now: now & 0xffffffff 
 
 @pytest.mark.parametrize(
     "word",
-    ["slots_ready", "slots_asked", "more_banks", "frames_ready", "spaces_ready", "advice_frames", "object_bytes"],
+    [
+        "slots_ready",
+        "slots_asked",
+        "more_banks",
+        "frames_ready",
+        "spaces_ready",
+        "long_texts",
+        "advice_frames",
+        "object_bytes",
+    ],
 )
 def test_a_damaged_count_of_what_has_memory_is_no_bound(word, tmp_path):
     """Each count that bounds an access is stored twice in its word. On a full tmpfs an access beyond the true one is SIGBUS."""
