@@ -66,7 +66,9 @@ class Worker:
 
     def _wait_until_begun(self) -> None:
         while not self._begun.acquire(timeout=_SLICE_S):
-            if self._token() is None and not self._begun.acquire(blocking=False):
+            if self._token() is None:
+                if self._begun.acquire(blocking=False):
+                    return  # since the wait it has begun, and has ended
                 raise _refused("the new thread found no memory to begin with", errno.ENOMEM)
 
     @property

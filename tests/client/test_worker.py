@@ -15,7 +15,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.client import threads
-from tests.conftest import PAGE, WAIT, new_name, write_file
+from tests.conftest import PAGE, WAIT, new_name, wait_until, write_file
 
 
 def refuse(work: Callable[..., object], args: tuple[object, ...]) -> int:
@@ -137,3 +137,35 @@ def test_several_of_which_some_cannot_be_had(refused_how: Callable[..., int], mo
     assert len(workers) == 2
     assert all(worker.join(WAIT) for worker in workers)
     assert len(done) == 2
+
+
+class LateLock:
+    """The lock by which a thread says that it has begun, of a busy machine: the first wait for it is over just before the thread says so, and
+    when the waiter looks at the thread, it has ended."""
+
+    def __init__(self, worker: threads.Worker) -> None:
+        self._worker, self._lock, self._waits = worker, worker._begun, 0
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        self._waits += 1
+        if self._waits == 1:
+            wait_until(lambda: self._worker._token() is None, "the thread to end")
+            return False
+        return self._lock.acquire(blocking, timeout)
+
+
+def test_a_thread_that_has_ended_when_it_is_looked_at_was_not_refused() -> None:
+    """The look took the lock that says that the thread has begun, and then waited for the lock once more: ThreadRefused, of work that was done.
+
+    Seen in load_working_set(), beside seven busy threads.
+    """
+    done: list[int] = []
+    worker = threads.Worker.__new__(threads.Worker)
+    worker._start(lambda: done.append(1))
+    worker._begun = LateLock(worker)  # type: ignore[assignment]
+    worker._wait_until_begun()
+    assert done == [1]
+    assert worker.ended
