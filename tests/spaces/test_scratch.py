@@ -20,6 +20,7 @@ from bufferpool.errors import (
 )
 from bufferpool.upkeep import memory
 from tests.conftest import PAGE, WAIT, fill, kernel_bytes, stamp
+from tests.support.memory_store import Memory
 
 
 def test_scratch_pages_are_zeros_until_written(pool, attach):
@@ -254,6 +255,29 @@ def test_a_discardable_page_that_was_evicted_raises_page_discarded(pool, data_fi
     assert not work[n].any()
     fill(work, [n], version=1)
     assert np.array_equal(work[n], stamp(n, version=1))
+
+
+def test_a_page_that_is_discarded_while_a_read_of_it_waits_for_a_frame_says_so(make_pool):
+    """A miss looked whether its page was discarded, then waited for a frame, and loaded zeros although the page was written and discarded meanwhile."""
+    pool, store = make_pool(16 * PAGE), Memory(1)
+    work = pool.open_scratch("work", 8, discardable=True)
+    table = pool.open_store("table", store, "r+")
+    derived = pool.open_derived("derived", 64, lambda n, out: out.fill(n))
+    fill(table, [0], version=1)
+    held = [derived[n] for n in range(15)]
+
+    def write_and_discard(offset, buffer):
+        store.on_write = None
+        held.clear()
+        fill(work, [3])
+        while work.resident([3])[0]:
+            pool.trim(PAGE)
+
+    store.on_write = write_and_discard  # called by the flush that makes room for the read
+    with pytest.raises(PageDiscarded):
+        _ = work[3]
+    assert store.on_write is None
+    assert not work[4].any()
 
 
 def test_discardable_scratch_never_exhausts_the_pool(pool):

@@ -77,6 +77,7 @@ constexpr u32 frame(u64 e) { return u32(e >> FRAME_SHIFT); }
 constexpr u32 owner(u64 e) { return u32((e & OWNER) >> OWNER_SHIFT); }
 constexpr u32 flusher(u64 e) { return u32((e & FLUSHER) >> FLUSHER_SHIFT); }
 constexpr u32 among(u64 e) { return state(e) == LOADING ? flusher(e) : 0; }
+constexpr bool is_discarded(u64 e) { return state(e) == ABSENT && (e & VOLATILE); }
 constexpr Ring ring(u64 e) { return Ring((e & RING) >> RING_SHIFT); }
 // Is the page being published with others? Then the entry names the frame of its next version, and has a writer.
 constexpr bool is_pending(u64 e) { return (e & (STATE | GHOST)) == (EVICTING | GHOST); }

@@ -72,7 +72,8 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
     // Without the interpreter's lock: the thread that uses the last free operation may need that lock to end it.
     OpSlot op = load.unlocked([&] { return OpSlot(s); });
     if (!op.valid()) return op.why_not();
-    if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
+    constexpr bool replaces = requires { Load::REPLACES; };
+    if (begin_load(s, op.intent(), at.page, 0, replaces) != Status::ABSENT) return Status::WAIT;
     Image image{.ahead = want.ahead};
     u32 f = NONE;
     Status status = at.open() ? load.prepare() : Status::REMOVED;
@@ -95,6 +96,26 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
             if (const char* text = load.failure()) tell_failure(s, {at.page, at.page}, text);
         abort_load(s, op.intent(), at.page, f);
     }
+    return status;
+}
+
+// Gets the content of an absent page for which no frame is available, past the pool: a load that ends without a frame.
+// As in a load, no other client loads, writes or flushes the page meanwhile: otherwise half of what `copy` reads could
+// be of the next version. WAIT: the page is not absent any more, or was discarded.
+template <class Load, class Copy>
+Status load_past(Segment& s, const Place& at, Load& load, Copy copy) {
+    OpSlot op = load.unlocked([&] { return OpSlot(s); });
+    if (!op.valid()) return op.why_not();
+    if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
+    Status status = at.open() ? load.prepare() : Status::REMOVED;
+    if (load.forked()) {
+        op.release();
+        return Status::WAIT;
+    }
+    if (status == Status::OK) status = copy();
+    if (status == Status::RAISED)
+        if (const char* text = load.failure()) tell_failure(s, {at.page, at.page}, text);
+    abort_load(s, op.intent(), at.page, NONE);
     return status;
 }
 
@@ -195,8 +216,7 @@ Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32&
             if (Status r = look_for_failure(s, at.page, load, hooks); r != Status::OK) return r;
         if (status == Status::OK && !missed) return status;
         if (status == Status::ABSENT) {
-            u64 e = s.entries[at.page].load_acquire();
-            if (entry::state(e) == ABSENT && (e & entry::VOLATILE)) return Status::DISCARDED;
+            if (entry::is_discarded(s.entries[at.page].load_acquire())) return Status::DISCARDED;
             if (!missed && access.counts && !is_new(at)) s.my_uses[at.index].misses.add_owned(1);
             missed = true;
             status = fetch_absent(s, at, access, hooks, frame);

@@ -55,8 +55,7 @@ class ManyLoads {
 
     // OK: the page is claimed. WAIT: another client is changing it, or it is resident.
     Status claim(Claim& c) {
-        u64 e = s_.entries[c.page].load_acquire();
-        if (entry::state(e) != ABSENT || (e & entry::VOLATILE)) return Status::WAIT;
+        if (entry::state(s_.entries[c.page].load_acquire()) != ABSENT) return Status::WAIT;
         if (begin_load(s_, op_.intent(), c.page, op_.number()) != Status::ABSENT) return Status::WAIT;
         FrameRequest want{c.page, access_.once};
         want.ahead = access_.ahead();

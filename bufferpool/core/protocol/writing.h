@@ -62,6 +62,7 @@ Status publish_page(Segment& s, const Place& at, const void* bytes, Image image,
 
 // The hooks of a load whose content the caller gives.
 struct NewPage {
+    static constexpr bool REPLACES = true;
     Segment& s;
     const void* bytes;
     Image image;

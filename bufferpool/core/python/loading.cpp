@@ -473,25 +473,37 @@ bool forget_exhausted() {
 }
 
 // O_DIRECT takes aligned buffers only.
-static int read_past_natively(SpaceHooks& hooks, void* to) {
+static Status read_past_natively(SpaceHooks& hooks, void* to) {
     Segment& s = *hooks.sp->seg->s;
     void* aligned = nullptr;
-    if (posix_memalign(&aligned, s.g.os_page, s.g.page_size) != 0) return PyErr_NoMemory(), -1;
+    if (posix_memalign(&aligned, s.g.os_page, s.g.page_size) != 0) return PyErr_NoMemory(), Status::RAISED;
     NativeLoad load{s, hooks.sp, hooks.page_no};
-    Status status = hooks.unlocked([&] { return load.read(static_cast<u8*>(aligned)); });
+    Status status = hooks.unlocked([&] {
+        return load_past(s, place_of(hooks.sp, hooks.page_no), load, [&] { return load.read(static_cast<u8*>(aligned)); });
+    });
     if (status == Status::OK) memcpy(to, aligned, s.g.page_size);
     free(aligned);
-    if (status != Status::OK) load.tell_why();
-    return status == Status::OK ? 0 : -1;
+    if (load.unreadable) load.tell_why();
+    return status;
 }
 
-int read_past(SpaceObject* sp, u64 page_no, void* to) {
-    SpaceHooks hooks{sp, page_no};
-    if (sp->fd >= 0 || sp->zero_fill) return read_past_natively(hooks, to);
+static Status read_past_by_python(SpaceHooks& hooks, void* to) {
     PythonLoad load(hooks);
-    if (load.prepare() != Status::OK) return report_failure(sp, page_no, 0), -1;
-    load.copy_to(to);
-    return 0;
+    Status status = load_past(*hooks.sp->seg->s, place_of(hooks.sp, hooks.page_no), load, [&] {
+        load.copy_to(to);
+        return Status::OK;
+    });
+    if (load.forked() && !PyErr_Occurred()) opened(hooks.sp->seg);
+    else if (PyErr_Occurred()) report_failure(hooks.sp, hooks.page_no, 0);
+    return PyErr_Occurred() ? Status::RAISED : status;
+}
+
+Past read_past(SpaceObject* sp, u64 page_no, void* to) {
+    SpaceHooks hooks{sp, page_no};
+    bool natively = sp->fd >= 0 || sp->zero_fill;
+    Status status = natively ? read_past_natively(hooks, to) : read_past_by_python(hooks, to);
+    if (status == Status::WAIT) return Past::CHANGED;
+    return answer(status, sp, page_no) == 0 ? Past::READ : Past::FAILED;
 }
 
 int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame) {

@@ -114,9 +114,13 @@ bool ask_for_memory(SegmentObject* seg);
 int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 // Takes back the exception if it is PoolExhausted.
 bool forget_exhausted();
-// The content of an absent page for which no frame is available, read past the pool: what a load would find. 0, or -1
-// with an exception.
-int read_past(SpaceObject* sp, u64 page_no, void* to);
+// The content of an absent page for which no frame is available, read past the pool: what a load would find.
+enum class Past {
+    READ,
+    CHANGED,  // the page is not absent any more, or was discarded: acquire it
+    FAILED,   // with an exception
+};
+Past read_past(SpaceObject* sp, u64 page_no, void* to);
 
 inline const char* view_at(SpaceObject* sp, u32 frame) {
     return sp->seg->read_base + (u64(frame) << sp->seg->s->g.page_shift);

@@ -349,6 +349,22 @@ static PyArrayObject* output_for(SpaceObject* sp, npy_intp n, PyObject* out) {
     return a;
 }
 
+// Pins a page that was not there, or if no frame is available copies it past the pool: then `frame` is NONE. `no_frame`:
+// in: no wait for a frame; out: whether there was none. An exception may be set, of a load of several pages. False: one is
+// set now.
+static bool get_copy(SpaceObject* sp, u64 page_no, Access access, bool& no_frame, void* to, u32& frame) {
+    for (bool acquires = !no_frame;; acquires = true) {
+        if (acquires || PyErr_Occurred()) {
+            if (!PyErr_Occurred() && acquire_slowly(sp, page_no, access, frame) == 0) return true;
+            if (!forget_exhausted()) return false;
+            no_frame = true;
+        }
+        frame = NONE;
+        Past past = read_past(sp, page_no, to);
+        if (past != Past::CHANGED) return past == Past::READ;
+    }
+}
+
 static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwargs) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     static const char* names[] = {"ids", "out", "timeout", nullptr};
@@ -383,20 +399,10 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
         }
         pinned.finish();
         if (status == Status::ABSENT && together.load(i, f)) continue;
-        if (exhausted && status == Status::ABSENT && !PyErr_Occurred()) f = NONE;  // no second wait for a frame
-        else if (PyErr_Occurred() || acquire_slowly(sp, u64(v[i]), access, f) < 0) {
-            exhausted = forget_exhausted();
-            if (!exhausted) {
-                ok = false;
-                break;
-            }
-            f = NONE;
-        }
-        if (f == NONE) {
-            ok = read_past(sp, u64(v[i]), copies + (u64(i) << s.g.page_shift)) == 0;
-            continue;
-        }
-        pinned.add(i, f);
+        bool no_frame = exhausted && status == Status::ABSENT;
+        ok = get_copy(sp, u64(v[i]), access, no_frame, copies + (u64(i) << s.g.page_shift), f);
+        exhausted |= no_frame;
+        if (ok && f != NONE) pinned.add(i, f);
     }
     pinned.finish();
     count_hits(sp, hits);
