@@ -366,7 +366,7 @@ class Client(Inspectable):
     def _leave(self) -> bool:
         """Leaves an attachment that other clients share. Returns False if no other client shares it."""
         with _sharing:
-            if not any(other is not self and other._segment is not None for other in list(self._sharers)):
+            if self._is_last():
                 return False
             # If a signal's handler raises in between, the others keep their attachment.
             self.closed = True
@@ -381,14 +381,34 @@ class Client(Inspectable):
         """Detaches, unless other clients share the attachment. ``late``: if arrays over pages exist, the last one detaches.
 
         ``discard``: the dirty pages of a segment without a name may be lost. Raises BufferError if arrays over pages exist and ``late``
-        is false, and what ``save`` raises.
+        is false, and what ``save`` raises. Then the clients of all page sizes are still attached, because all of them are asked, and have their
+        pages saved, before the first one detaches.
         """
-        for other in list(self._others.values()):
-            other.close(late, discard)
+        clients = [*self._others.values(), self]
+        for client in clients:
+            client._refuse_to_close(late)
+        saved = [client._is_last() and not discard and client._save_all() for client in clients]
+        for client, is_saved in zip(clients, saved, strict=True):
+            while not client._detach(late, discard or is_saved):
+                is_saved = client._save_all()
         self._others = {}
-        while not self._detach(late, discard):
-            self._save(self)  # without a lock, because a store may hang
-            discard = True
+
+    def _is_last(self) -> bool:
+        """Whether no other client shares the attachment."""
+        return not any(other is not self and other._segment is not None for other in list(self._sharers))
+
+    def _refuse_to_close(self, late: bool) -> None:
+        """Raises BufferError if the segment cannot be detached now."""
+        with self._lock:
+            if self._segment is not None and self._is_last():
+                self._segment.close(late, True)
+
+    def _save_all(self) -> bool:
+        """Saves the pages that end with the last process; returns whether there were any. Raises what ``save`` raises."""
+        if self._segment is None or not self.unsaved():
+            return False
+        self._save(self)  # without a lock, because a store may hang
+        return True
 
     def _detach(self, late: bool, discard: bool) -> bool:
         """Returns False, and does nothing, if pages are to be saved before."""

@@ -104,6 +104,34 @@ def test_an_explicit_close_still_says_that_arrays_look():
     pool.close()
 
 
+@pytest.mark.parametrize("where", [PAGE, 4 * PAGE, 16 * PAGE])
+def test_a_refused_close_closes_no_page_size(where):
+    """A close that was refused, as an array looked at a page, had closed other page sizes already: their spaces raised PoolClosed for good."""
+    pool = bp.Pool.create(new_name(), 2048 * PAGE, page_size=PAGE)
+    sizes = (PAGE, 4 * PAGE, 16 * PAGE)
+    spaces = {size: pool.open_scratch(f"work-{size}", 4, page_size=size) for size in sizes}
+    for space in spaces.values():
+        with space.write(1) as copy:
+            copy[:] = 7
+    page = spaces[where][0]
+    with pytest.raises(BufferError, match="arrays over its pages exist"):
+        pool.close()
+    with spaces[where].write(2) as copy:
+        copy[:] = 8
+        with pytest.raises(BufferError):
+            pool.close()
+    for space in spaces.values():
+        assert (space[1] == 7).all()
+    assert (spaces[where][2] == 8).all()
+    assert pool.check() == []
+    del page
+    pool.unlink()
+    pool.close()
+    for space in spaces.values():
+        with pytest.raises(PoolClosed):
+            _ = space[1]
+
+
 def require_left(pool: bp.Pool) -> None:
     """A child has left nothing in the pool; removes the pool."""
     pool.reap()

@@ -196,6 +196,24 @@ def test_a_store_that_fails_keeps_the_pool_open(pool):
     assert disk.version(2) == 5
 
 
+@pytest.mark.parametrize("size", [PAGE, 2 * PAGE])
+def test_a_store_that_fails_keeps_the_other_page_sizes_open(pool, size):
+    """The clients of other page sizes were closed one by one before the store of the next one was asked."""
+    spaces = {n: pool.open_scratch(f"work-{n}", 4, page_size=n) for n in (PAGE, 2 * PAGE)}
+    disk = Disk(8)
+    space = pool.open_store("disk", disk, mode="r+", page_size=size)
+    pool.unlink()
+    put(space, 2, 5)
+    disk.fails = "sync"
+    with pytest.raises(StoreError, match="no sync today"):
+        pool.close()
+    for other in spaces.values():
+        assert not other[1].any()
+    disk.fails = None
+    pool.close()
+    assert disk.version(2 * size // PAGE) == 5
+
+
 def test_a_store_that_hangs_is_waited_for_only_while_pages_get_clean(pool, monkeypatch):
     """Copies of the pool that share its attachment work meanwhile: no lock is held."""
     monkeypatch.setattr(nameless, "STILL_S", 0.2)

@@ -281,26 +281,30 @@ void finish_closing(SegmentObject* seg) {
     } while (FREE_THREADED && !seg->users.load_seq_cst() && over());
 }
 
-// close(late): detaches. If arrays over pages exist, it raises BufferError, or, with `late`, detaches when the last
-// one is deleted.
-static PyObject* segment_close(PyObject* self, PyObject* arg) {
+// Whether the segment cannot be detached now, and why (BufferError).
+static bool refuses_to_close(SegmentObject* seg, const Shut& shut, bool late) {
+    const char* why = nullptr;
+    if (has_pins(seg) && !late)
+        why = ": arrays over its pages exist; delete them first, or copy what you keep. "
+              "A loop variable, and _ in an interactive session, keep the last array. The end of a block 'with pool:' "
+              "closes the pool at once and detaches when the last array is deleted";
+    else if (seg->writes) why = " inside a write block: end the block first";
+    else if (seg->active || !shut.alone()) why = ": another thread is using it";
+    return why && !raise("BufferError", "the pool cannot be closed%s", why);
+}
+
+// close(late, only_ask): detaches. If arrays over pages exist, it raises BufferError, or, with `late`, detaches when the
+// last one is deleted. `only_ask`: it raises what would be raised, and detaches nothing.
+static PyObject* segment_close(PyObject* self, PyObject* args) {
     SegmentObject* seg = S(self);
-    int late = PyObject_IsTrue(arg);
-    if (late < 0) return nullptr;
-    constexpr const char* IN_USE = "the pool cannot be closed: another thread is using it";
+    int late, only_ask = 0;
+    if (!PyArg_ParseTuple(args, "p|p:close", &late, &only_ask)) return nullptr;
     if (Use::by_this_thread(seg)) return raise("BufferError", "the pool cannot be closed by code that it has called");
     Shut shut(seg, true);
     if (!seg->s) Py_RETURN_NONE;
-    bool pinned = has_pins(seg);
-    if (pinned && !late)
-        return raise(
-            "BufferError",
-            "the pool cannot be closed: arrays over its pages exist; delete them first, or copy what you keep. "
-            "A loop variable, and _ in an interactive session, keep the last array. The end of a block 'with pool:' "
-            "closes the pool at once and detaches when the last array is deleted");
-    if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
-    if (seg->active || !shut.alone()) return raise("BufferError", IN_USE);
-    if (pinned) seg->closing = true;  // views remain valid
+    if (refuses_to_close(seg, shut, late)) return nullptr;
+    if (only_ask) Py_RETURN_NONE;
+    if (has_pins(seg)) seg->closing = true;  // views remain valid
     else detach_now(seg);
     Py_RETURN_NONE;
 }
@@ -688,10 +692,10 @@ static PyMethodDef own_methods[] = {
      "give_to($self, pool, data, /)\n--\n\n"
      "The last step of attaching: maps the data area at ``data`` (shape (max_frames, page_size), uint8), and\n"
      "stores the segment in the pool. Raises ValueError, SegmentError."},
-    {"close", segment_close, METH_O,
-     "close($self, late, /)\n--\n\n"
+    {"close", segment_close, METH_VARARGS,
+     "close($self, late, only_ask=False, /)\n--\n\n"
      "Detaches. If arrays over pages exist, it raises BufferError, or with ``late`` detaches when the last one\n"
-     "is deleted."},
+     "is deleted. ``only_ask``: it raises what it would raise, and detaches nothing."},
     {"is_closed", segment_is_closed, METH_NOARGS,
      "is_closed($self, /)\n--\n\n"
      "Whether it was closed. Arrays over its pages may still exist."},
