@@ -23,9 +23,9 @@ namespace bp {
 
 // ABSENT -> LOADING(me). Returns ABSENT if the entry is LOADING(me) now, so that the caller loads the page; OK if the
 // page is resident; WAIT if another client is changing the entry, or if the page was discarded and its old content is
-// wanted (not `replaces`): a caller that waited for a frame may have seen the entry before that. The ghost, the ring and
-// the discarded bit (V) remain in the word, for a load that fails. `among`: the number of the operation that loads the
-// page together with others (load_many.h); 0: it is loaded alone.
+// wanted (not `replaces`): a caller that waited for a frame may have seen the entry before that. The ghost, the ring
+// and the discarded bit (V) remain in the word, for a load that fails. `among`: the number of the operation that loads
+// the page together with others (load_many.h); 0: it is loaded alone.
 inline Status begin_load(Segment& s, Intent& intent, u32 page, u32 among = 0, bool replaces = false) {
     Atomic<u64>& word = s.entries[page];
     u64 e = word.load_acquire();

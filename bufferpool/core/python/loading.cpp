@@ -478,8 +478,9 @@ static Status read_past_natively(SpaceHooks& hooks, void* to) {
     void* aligned = nullptr;
     if (posix_memalign(&aligned, s.g.os_page, s.g.page_size) != 0) return PyErr_NoMemory(), Status::RAISED;
     NativeLoad load{s, hooks.sp, hooks.page_no};
+    Place at = place_of(hooks.sp, hooks.page_no);
     Status status = hooks.unlocked([&] {
-        return load_past(s, place_of(hooks.sp, hooks.page_no), load, [&] { return load.read(static_cast<u8*>(aligned)); });
+        return load_past(s, at, load, [&] { return load.read(static_cast<u8*>(aligned)); });
     });
     if (status == Status::OK) memcpy(to, aligned, s.g.page_size);
     free(aligned);

@@ -286,15 +286,15 @@ static bool refuses_to_close(SegmentObject* seg, const Shut& shut, bool late) {
     const char* why = nullptr;
     if (has_pins(seg) && !late)
         why = ": arrays over its pages exist; delete them first, or copy what you keep. "
-              "A loop variable, and _ in an interactive session, keep the last array. The end of a block 'with pool:' "
-              "closes the pool at once and detaches when the last array is deleted";
+              "A loop variable, and _ in an interactive session, keep the last array. The end of a block "
+              "'with pool:' closes the pool at once and detaches when the last array is deleted";
     else if (seg->writes) why = " inside a write block: end the block first";
     else if (seg->active || !shut.alone()) why = ": another thread is using it";
     return why && !raise("BufferError", "the pool cannot be closed%s", why);
 }
 
-// close(late, only_ask): detaches. If arrays over pages exist, it raises BufferError, or, with `late`, detaches when the
-// last one is deleted. `only_ask`: it raises what would be raised, and detaches nothing.
+// close(late, only_ask): detaches. If arrays over pages exist, it raises BufferError, or, with `late`, detaches when
+// the last one is deleted. `only_ask`: it raises what would be raised, and detaches nothing.
 static PyObject* segment_close(PyObject* self, PyObject* args) {
     SegmentObject* seg = S(self);
     int late, only_ask = 0;

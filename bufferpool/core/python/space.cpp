@@ -349,9 +349,9 @@ static PyArrayObject* output_for(SpaceObject* sp, npy_intp n, PyObject* out) {
     return a;
 }
 
-// Pins a page that was not there, or if no frame is available copies it past the pool: then `frame` is NONE. `no_frame`:
-// in: no wait for a frame; out: whether there was none. An exception may be set, of a load of several pages. False: one is
-// set now.
+// Pins a page that was not there, or if no frame is available copies it past the pool: then `frame` is NONE.
+// `no_frame`: in: no wait for a frame; out: whether there was none. An exception may be set, of a load of several
+// pages. False: one is set now.
 static bool get_copy(SpaceObject* sp, u64 page_no, Access access, bool& no_frame, void* to, u32& frame) {
     for (bool acquires = !no_frame;; acquires = true) {
         if (acquires || PyErr_Occurred()) {
