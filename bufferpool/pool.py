@@ -223,8 +223,8 @@ class Pool(PoolFigures):
             huge_pages=huge_pages,
         )
         made = segment_file.create(path, segment_file.plan(sizes), permissions)
-        _warn_if_too_large(path, sizes.capacity)
         try:
+            _warn_if_too_large(path, sizes.capacity)
             pool = cls.attach(name, directory=directory)
         except BaseException:
             segment_file.uncreate(path, made)

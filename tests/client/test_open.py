@@ -141,3 +141,14 @@ def test_a_capacity_that_the_tmpfs_cannot_hold_gives_a_warning(pool_name):
             pool = make(pool_name, 2 * os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize)
         pool.unlink()
         pool.close()
+
+
+def test_a_pool_whose_warning_is_an_error_is_not_left_behind(pool_name):
+    """Under ``python -W error`` the call raised the warning, and left a pool that nobody had: the next try raised SegmentExists."""
+    too_large = 2 * os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for make in (bp.Pool.create, bp.Pool.open):
+            with pytest.raises(PoolTooLarge):
+                make(pool_name, too_large)
+            assert not os.path.exists(f"/dev/shm/{pool_name}")
