@@ -921,31 +921,29 @@ class Pool(PoolFigures):
         if space is not None:
             self._require_own(space)
         seconds = seconds_of(timeout)
-        if space is not None and space.pool.client.known_uuid != self.client.known_uuid:
+        pools: list[Pool] = [self]
+        if space is None:
+            pools += self._other_sizes()
+        elif space.pool.client.known_uuid != self.client.known_uuid:
             other = self.client.other(space.page_size)
             if other is None:
                 raise SpaceRemoved(removed_message(space.name))
-            return self._pool_of(other)._flush_own(space, up_to_lsn, seconds)
-        others = self._other_sizes() if space is None else []
-        if others:
-            end = time.monotonic() + seconds
-            parts = [pool.flush(up_to_lsn=up_to_lsn, timeout=_left(end)) for pool in others]
-            return self._flush_own(None, up_to_lsn, end - time.monotonic()) + sum(parts)
-        return self._flush_own(space, up_to_lsn, seconds)
+            pools = [self._pool_of(other)]
+        written = flush_all([pool._to_flush(space, up_to_lsn) for pool in pools], seconds)
+        for pool in pools:
+            pool.client.warn_if_nameless()
+        return written
 
-    def _flush_own(self, space: Space | None, up_to_lsn: int | None, seconds: float) -> int:
-        """Flushes pages of this page size."""
+    def _to_flush(self, space: Space | None, up_to_lsn: int | None) -> tuple[Client, list[Record], int]:
+        """What a flush writes of this page size: of which spaces, and up to which LSN."""
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
         drop_unused(self.client)
         if space is None:
-            records = self.client.seg.spaces()
-        else:
-            records = directory.records_of(self.client, space.index, space.generation)
-            if not records:
-                raise SpaceRemoved(removed_message(space.name))
-        written = flush_all(self.client, records, lsn, seconds)
-        self.client.warn_if_nameless()
-        return written
+            return self.client, self.client.seg.spaces(), lsn
+        records = directory.records_of(self.client, space.index, space.generation)
+        if not records:
+            raise SpaceRemoved(removed_message(space.name))
+        return self.client, records, lsn
 
     def _require_own(self, space: Space) -> None:
         """Raises TypeError, ValueError unless it is a space of this pool; attaches one that was unpickled.

@@ -363,10 +363,14 @@ class Client(Inspectable):
             return segment
         return None
 
+    def _is_shared(self) -> bool:
+        """Whether other clients of this process have this attachment, too. Needs ``_sharing``."""
+        return any(other is not self and other._segment is not None for other in list(self._sharers))
+
     def _leave(self) -> bool:
         """Leaves an attachment that other clients share. Returns False if no other client shares it."""
         with _sharing:
-            if self._is_last():
+            if not self._is_shared():
                 return False
             # If a signal's handler raises in between, the others keep their attachment.
             self.closed = True
@@ -381,34 +385,37 @@ class Client(Inspectable):
         """Detaches, unless other clients share the attachment. ``late``: if arrays over pages exist, the last one detaches.
 
         ``discard``: the dirty pages of a segment without a name may be lost. Raises BufferError if arrays over pages exist and ``late``
-        is false, and what ``save`` raises. Then the clients of all page sizes are still attached, because all of them are asked, and have their
-        pages saved, before the first one detaches.
+        is false, and what ``save`` raises.
         """
-        clients = [*self._others.values(), self]
-        for client in clients:
-            client._refuse_to_close(late)
-        saved = [client._is_last() and not discard and client._save_all() for client in clients]
-        for client, is_saved in zip(clients, saved, strict=True):
-            while not client._detach(late, discard or is_saved):
-                is_saved = client._save_all()
+        others = list(self._others.values())
+        if others:
+            self._prepare_close([*others, self], late, discard)
+        for other in others:
+            other.close(late, discard)
         self._others = {}
+        while not self._detach(late, discard):
+            self._save(self)  # without a lock, because a store may hang
+            discard = True
 
-    def _is_last(self) -> bool:
-        """Whether no other client shares the attachment."""
-        return not any(other is not self and other._segment is not None for other in list(self._sharers))
-
-    def _refuse_to_close(self, late: bool) -> None:
-        """Raises BufferError if the segment cannot be detached now."""
-        with self._lock:
-            if self._segment is not None and self._is_last():
-                self._segment.close(late, True)
-
-    def _save_all(self) -> bool:
-        """Saves the pages that end with the last process; returns whether there were any. Raises what ``save`` raises."""
-        if self._segment is None or not self.unsaved():
-            return False
-        self._save(self)  # without a lock, because a store may hang
-        return True
+    def _prepare_close(self, clients: "list[Client]", late: bool, discard: bool) -> None:
+        """Raises what would refuse the close of one of a pool's page sizes before any is closed, and saves the pages of all of them."""
+        with _sharing:
+            leaving = [
+                (client, client._segment)
+                for client in clients
+                if client._segment is not None and not client._is_shared()
+            ]
+        for _, segment in leaving:
+            segment.close(late, True)
+        failed: Exception | None = None
+        for client, _ in leaving:
+            try:
+                if not discard and client.unsaved():
+                    self._save(client)
+            except Exception as error:  # noqa: BLE001 - of a store or the log's hook; raised when all others have saved theirs
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _detach(self, late: bool, discard: bool) -> bool:
         """Returns False, and does nothing, if pages are to be saved before."""

@@ -79,51 +79,63 @@ def _any_done(jobs: list[Job]) -> bool:
     return any(job.done for job in jobs)
 
 
-def _too_late(client: Client, records: list[Record], timeout: float) -> WaitTimeout:
+def _too_late(spaces: list[tuple[Client, Record]], timeout: float) -> WaitTimeout:
     """The error of a caller that gives up waiting for flushes. Those that hang are recorded."""
-    late = {record["index"] for record in records}
-    tell_late(client, lambda one: one.kind == "flush" and one.origin[0] in late)
-    names = ", ".join(repr(record["name"]) for record in records)
-    flushes = [one for record in records for one in read_flushes(client, record["index"])]
+    flushes: list[Operation] = []
+
+    def is_late(client: Client, one: Operation) -> bool:
+        return one.kind == "flush" and any(its is client and record["index"] == one.origin[0] for its, record in spaces)
+
+    for client in dict.fromkeys(client for client, _ in spaces):
+        tell_late(client, partial(is_late, client))
+    for client, record in spaces:
+        flushes += read_flushes(client, record["index"])
+    names = ", ".join(repr(record["name"]) for _, record in spaces)
     return WaitTimeout(f"not flushed within {timeout:.3g} s: {names}. Their pages stay dirty{flushes_text(flushes)}")
 
 
-def flush_all(client: Client, records: Iterable[Record], lsn: int, timeout: float) -> int:
+def flush_all(parts: Iterable[tuple[Client, Iterable[Record], int]], timeout: float) -> int:
     """Writes the dirty pages of several spaces at once, so that none waits for another's store.
 
-    Raises what the first one raised, after all have ended, and WaitTimeout.
+    ``parts``: for each page size its client, the spaces, and the LSN up to which their pages are written. Raises what the
+    first one raised, after all have ended, and WaitTimeout.
     """
     end = time.monotonic() + timeout
     written = 0
     failed: BaseException | None = None
-    waiting: list[tuple[Record, Job | None]] = []
-    records = [record for record in records if record["kind"] in WRITTEN]
-    if timeout == inf and len(records) == 1 and not underway():
-        return flush_space(client, records[0], lsn)
-    for record in records:
+    waiting: list[tuple[Client, Record, int, Job | None]] = []
+    spaces = [
+        (client, record, lsn) for client, records, lsn in parts for record in records if record["kind"] in WRITTEN
+    ]
+    if timeout == inf and len(spaces) == 1 and not underway():
+        return flush_space(*spaces[0])
+    for client, record, lsn in spaces:
         if not client.dirty_pages(record):
             continue
         try:
             refuse_nested(client, record, waits=True)
-            waiting.append((record, None))
+            waiting.append((client, record, lsn, None))
         except WouldDeadlock as error:
             failed = failed or error
     if timeout == inf and len(waiting) == 1 and failed is None:
-        return flush_space(client, waiting[0][0], lsn)
+        return flush_space(*waiting[0][:3])
     while waiting:
         jobs = []
-        for i, (record, job) in enumerate(waiting):
+        for i, (client, record, lsn, job) in enumerate(waiting):
             if job is None:  # a flush that began earlier may have skipped pages that are dirty now
                 job, new = client.jobs.start(record["index"], partial(flush_space, client, record, lsn))
-                waiting[i] = record, job if new else None
+                waiting[i] = client, record, lsn, job if new else None
             jobs.append(job)
-        if not client.jobs.wait(partial(_any_done, jobs), end - time.monotonic(), 1.0):
-            raise _too_late(client, [record for record, _ in waiting], timeout)
-        for _, job in waiting:
+        here = waiting[0][0].jobs
+        # The end of a job of another size does not wake this thread.
+        slice_s = 1.0 if all(one[0].jobs is here for one in waiting) else 0.02
+        if not here.wait(partial(_any_done, jobs), end - time.monotonic(), slice_s):
+            raise _too_late([(client, record) for client, record, _, _ in waiting], timeout)
+        for *_, job in waiting:
             if job is not None and job.done:
                 written += job.result
                 failed = failed or job.error
-        waiting = [(record, job) for record, job in waiting if job is None or not job.done]
+        waiting = [one for one in waiting if one[3] is None or not one[3].done]
     if failed is not None:
         raise failed
     return written
@@ -170,7 +182,7 @@ def checkpoint(client: Client, up_to_lsn: int | None, timeout: float = inf) -> i
     limit = client.durable_lsn if up_to_lsn is None else up_to_lsn
     # 2. The log is synced first, then the pages are written.
     _sync_log_within(client, timeout)
-    flush_all(client, spaces, client.durable_lsn, max(0.0, end - time.monotonic()))
+    flush_all([(client, spaces, client.durable_lsn)], max(0.0, end - time.monotonic()))
     # 3. What is dirty still (above the durable LSN, or since) needs the log from its first change on.
     return seg.raise_checkpoint_lsn(min(limit + 1, oldest()))
 

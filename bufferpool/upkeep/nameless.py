@@ -68,7 +68,7 @@ def _write(client: Client) -> None:
     while True:
         records = [record for record in client.seg.spaces() if can_write(client, record)]
         try:
-            flush_all(client, records, client.durable_lsn, STILL_S)
+            flush_all([(client, records, client.durable_lsn)], STILL_S)
             return
         except WaitTimeout:
             now = sum(client.dirty_pages(record) for record in records)

@@ -23,12 +23,15 @@ from bufferpool.errors import (
     SpaceBusy,
     SpaceMismatch,
     SpaceNotFound,
+    StoreError,
     UnsavedPages,
+    WaitTimeout,
 )
 from bufferpool.prometheus.collector import read_snapshot
 from bufferpool.upkeep import page_sizes
 from tests.conftest import PAGE, SHM, WAIT, stamp, wait_until, write_file
 from tests.support.children import exit_code, forked
+from tests.support.disks import Disk, put
 
 BIG = 65536
 WHOLE = 16 << 20
@@ -1067,3 +1070,70 @@ def test_a_size_that_has_no_page_left_takes_from_values_too(pool):
     held = [tiles[n] for n in range(150)]  # 9.4 of 16 MiB
     assert all(page[0] == n % 251 for n, page in enumerate(held))
     del held
+
+
+# ---- a store that fails or hangs in one size ----------------------------------------------
+
+
+def test_a_flush_writes_the_other_sizes_although_a_store_fails_or_hangs(pool, threads):
+    """The sizes were flushed one after the other: a store of one that failed, or hung, left all pages of the next sizes dirty."""
+    small, large = Disk(8), Disk(64)
+    space = pool.open_store("small", small, mode="r+")
+    other = pool.open_store("large", large, mode="r+", page_size=BIG)
+    put(space, 2, 5)
+    with other.write(2) as page:
+        page[:] = 1
+    large.fails = "write"
+    with pytest.raises(StoreError, match="'large'"):
+        pool.flush()
+    assert small.version(2) == 5
+    assert pool.stats().frames.dirty == 1
+    put(space, 3, 6)
+    hanging, release, counts = bp._locks.Event(), bp._locks.Event(), []
+
+    def hang():
+        hanging.set()
+        release.wait()
+
+    large.fails, large.before_sync = None, hang
+    threads.start(lambda: counts.append(pool.flush()))
+    wait_until(lambda: hanging.is_set() and small.version(3) == 6, "the page of the other store is written")
+    with pytest.raises(WaitTimeout, match="'large'"):
+        pool.flush(timeout=0.1)
+    release.set()
+    threads.join()
+    assert counts == [2]
+    assert pool.stats().frames.dirty == 0
+
+
+def test_a_close_saves_the_other_sizes_although_a_store_of_one_fails(make_pool):
+    """A pool without a name lost the pages of the sizes that came after the one whose store failed."""
+    pool = make_pool(WHOLE)
+    small, large = Disk(8), Disk(64)
+    space = pool.open_store("small", small, mode="r+")
+    other = pool.open_store("large", large, mode="r+", page_size=BIG)
+    pool.unlink()
+    put(space, 2, 5)
+    with other.write(2) as page:
+        page[:] = 1
+    large.fails = "sync"
+    with pytest.raises(StoreError, match="no sync today"):
+        pool.close()
+    assert small.version(2) == 5
+    assert (space[2][0], other[2][0]) == (5, 1), "the pool is still open"
+    large.fails = None
+    pool.close()
+
+
+def test_a_close_that_is_refused_closes_no_size(pool):
+    """The other sizes were closed before the array over a page of the pool's own size was found: their spaces raised PoolClosed."""
+    small, large = (pool.open_derived(f"s{size}", 4, load, page_size=size) for size in (PAGE, BIG))
+    for kept, other in ((small, large), (large, small)):
+        page = kept[1]
+        with pytest.raises(BufferError, match="arrays over its pages exist"):
+            pool.close()
+        assert (kept[2][0], other[2][0]) == (2, 2)
+        del page
+    with pytest.raises(BufferError, match="write block"), pool.open_scratch("work", 4).write(1):
+        pool.close()
+    assert large[3][0] == 3
