@@ -339,7 +339,11 @@ class Space(_core.Space):
         page_size = self._client.page_size
         if self._loader is None:
             if self._store is None:
-                raise StoreError(f"{self!r} has no store in this process; open it here too")
+                what, call = ("loader", "open_derived") if self.kind is Kind.DERIVED else ("store", "open_store")
+                raise StoreError(
+                    f"page {page_no} of {self.name!r} is not in the pool, and this process has no {what} for the space: "
+                    f"open it with pool.{call}() here, too"
+                )
             if isinstance(self._store, CheckedFile):
                 page, repaired = self._store.load(page_no, self.name, self._client.seg.count)
                 return page, repaired and self._store.writable and self._client.mode == "r+"
@@ -468,8 +472,8 @@ class Space(_core.Space):
         """Called by the core when a load has failed; ``number`` is the errno of the core's own read."""
         if number:
             error.__cause__ = OSError(number, os.strerror(number))
-        if not isinstance(error, StoreError):
-            return
+        if not isinstance(error, StoreError) or (self._loader is None and self._store is None):
+            return  # the latter: nothing has failed, this process has no store or loader to ask
         trouble.count(self._client, EventKind.LOAD_FAILED, error, self.index, self.generation or 0)
         if self._loader is None:
             trouble.tell(

@@ -20,7 +20,9 @@ from bufferpool.errors import (
     StoreError,
     WouldDeadlock,
 )
+from bufferpool.figures.names import EventKind
 from tests.conftest import PAGE, WAIT, stamp, wait_until
+from tests.support.memory_store import Memory
 
 
 def test_a_loader_fills_pages_from_zeros(pool):
@@ -410,9 +412,17 @@ def test_derived_pages_are_dropped_freely_and_made_again(pool):
     assert np.array_equal(space[5], stamp(5))
 
 
-def test_a_space_without_its_loader_says_what_to_do(pool, attach):
+def test_a_space_without_its_loader_says_what_to_do(pool, attach, caplog):
+    """The error spoke of a store. It was also an event and a failure of the store, which an operator looked for in vain."""
     pool.open_derived("d", 10, lambda n, out: out.fill(1))[2]
-    other = attach(pool).space("d")
-    assert (other[2] == 1).all()
-    with pytest.raises(StoreError, match="open it here"):
-        other[3]
+    pool.open_store("s", Memory(10))[2]
+    for name, message in (("d", r"no loader.*open_derived\(\)"), ("s", r"no store.*open_store\(\)")):
+        other = attach(pool).space(name)
+        assert other[2].any()
+        with pytest.raises(StoreError, match=rf"page 3 of '{name}'.*{message}"):
+            other[3]
+        with pytest.raises(StoreError, match=rf"page 3 of '{name}'.*{message}"):
+            other.read_many([3, 4])
+    assert not any(any(space.load_failures.values()) for space in pool.spaces()), "no store has failed"
+    assert [event for event in pool.events() if event.kind is EventKind.LOAD_FAILED] == []
+    assert caplog.records == []
