@@ -24,15 +24,35 @@ def _is_told(event: Event, me: int) -> bool:
 
 
 class EventLog:
-    """Writes the events since it was made to the log."""
+    """Writes the events since it was made to the log, but for those that another steward has written meanwhile."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._posted = self._count()
-        self._last = max((event.number for event in read_events(client)), default=0)
+        self._last = self._newest()
+        self._marks: list[tuple[int, int]] = []
+        """For the last two rounds of another steward: when the round began, and the newest event soon afterwards."""
 
     def _count(self) -> int:
         return sum(posted(self._client).values())
+
+    def _newest(self) -> int:
+        return max((event.number for event in read_events(self._client)), default=0)
+
+    def leave_to_steward(self, round_ns: int) -> None:
+        """Leaves out the events that another steward has written by now. ``round_ns``: when its present round began.
+
+        A steward writes the lines at the end of each round. So the events that were seen during a round are written when
+        the next round has ended, which the beginning of the one after that shows. If that steward dies, the next one writes
+        the events since then, a few of them perhaps for the second time: no event is left out.
+        """
+        if self._marks and self._marks[-1][0] == round_ns:
+            return
+        if len(self._marks) == 2:
+            self._last = max(self._last, self._marks.pop(0)[1])
+        count = self._count()
+        self._marks.append((round_ns, self._marks[-1][1] if self._marks and count == self._posted else self._newest()))
+        self._posted = count
 
     def write(self) -> None:
         """Writes a line for each event since the last call."""

@@ -284,6 +284,7 @@ class Steward:
         predecessor = seg.lead(self._worth)
         self.leads = predecessor >= 0
         if not self.leads:
+            self._events.leave_to_steward(seg.status()["steward_ns"])
             return
         if not before:
             self._idle_at, self._least_free = time.monotonic(), MANY

@@ -13,6 +13,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.figures import events
+from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason
 from tests.conftest import PAGE, WAIT, wait_until
 from tests.support.memory_store import Memory
@@ -74,6 +75,37 @@ def test_an_error_of_a_store_is_one_line_with_its_place(make_pool, caplog):
         errno.ENOSPC,
     )
     assert not any("flush failed" in line for line in lines_of(caplog))
+
+
+def lead_and_wait(name: str) -> None:
+    pool = bp.Pool.attach(name)
+    pool.start_steward(bp.Settings(interval=0.02, pressure=False))
+    time.sleep(WAIT)
+    pool.close()
+
+
+def test_a_steward_that_takes_over_repeats_nothing_and_leaves_nothing_out(make_pool, child, caplog):
+    """It wrote all events since it had been started: each worker of a server that ended had the next one repeat up to a thousand lines."""
+    pool = make_pool()
+
+    def post(value: float) -> int:
+        pool.client.post(NewEvent(EventKind.RESIZED, EventReason.ASKED, value=value))
+        return max(event.number for event in pool.events() if event.kind is EventKind.RESIZED)
+
+    first = child(lead_and_wait, pool.name)
+    wait_until(pool.client.seg.steward, "the first steward")
+    with caplog.at_level(logging.INFO, "bufferpool"):
+        second = pool.start_steward(bp.Settings(interval=0.02, pressure=False))
+        written = post(1)
+        wait_until(lambda: second._events._last >= written, "the first steward has written it")
+        os.kill(first.pid, signal.SIGSTOP)
+        post(2), post(3)
+        time.sleep(0.1)  # for some rounds of the second steward; there is no further one of the first
+        first.kill()
+        wait_until(lambda: any("reaped" in line for line in lines_of(caplog)), "the second steward takes over")
+        pool.stop_steward()
+    values = [record.fields["value"] for record in caplog.records if record.fields["kind"] == "resized"]
+    assert values == [2, 3]
 
 
 # ---- the commands ---------------------------------------------------------------------

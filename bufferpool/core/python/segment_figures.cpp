@@ -225,7 +225,7 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     ObjectBytes objects = object_bytes(*s);
     u64 loan = s->header->loan.load_relaxed();
     return Py_BuildValue(
-        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:K,s:I,s:K,s:I,s:K,s:I}",
+        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:K,s:I,s:K,s:I,s:K,s:I,s:K}",
         "object_bytes",
         (unsigned long long)objects.data, "lent_frames", loan::lent(loan), "granted_frames", loan::granted(loan),
         "budget_frames", s->header->budget_frames.load_relaxed(), "most_frames",
@@ -243,7 +243,8 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
         p.mode, "checkpoint_ns", (unsigned long long)s->header->checkpoint_ns.load_relaxed(), "clients",
         count_clients(*s), "refused_clients",
         (unsigned long long)s->header->refused_clients.load_relaxed(), "memory_lock_owner",
-        s->header->memory.word.load_relaxed() & lock_word::OWNER);
+        s->header->memory.word.load_relaxed() & lock_word::OWNER, "steward_ns",
+        (unsigned long long)s->header->steward_ns.load_relaxed());
 }
 
 // One number of the header, by one load; status() also makes a system call.
