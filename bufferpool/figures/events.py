@@ -70,7 +70,10 @@ class Event:
             return "the write of the working set"
         if self.reason is EventReason.LOG_HANGS:
             return "log_sync"
-        return "the store" if self.cache is None else f"the loader of cache {self.cache!r}"
+        if self.cache is not None:
+            return f"the loader of cache {self.cache!r}"
+        # A derived space has a loader. The event does not say which kind of space it is about.
+        return "the store or loader" if self.kind in (EventKind.LOAD_FAILED, EventKind.LOAD_RECOVERED) else "the store"
 
     def _how_it_hangs(self) -> str:
         if self.is_recovery:

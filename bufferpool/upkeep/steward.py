@@ -68,7 +68,7 @@ STALE_S = 5.0  # a steward without a round for so long does not count
 
 # What follows for others while an operation of each kind hangs.
 _UNTIL_THEN: dict[OperationKind, str] = {
-    "load": "threads that want the page wait until its store comes back",
+    "load": "threads that want the page wait until its store or loader comes back",
     "flush": "its pages stay dirty until its store comes back",
     "cache_load": "threads that want the value wait until its loader returns",
     "log_sync": "pages above the durable LSN stay dirty until it returns",

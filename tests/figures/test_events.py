@@ -65,7 +65,7 @@ def test_a_client_that_died_is_an_event(pool, child, spawn):
         (EventKind.STEWARD, EventReason.DIED, "steward: client 1 (pid {pid}) took over from client 12, which had died"),
         (EventKind.FLUSH_FAILED, EventReason.HANGS, "flush hangs: the store has not come back to client 1"),
         (EventKind.FLUSH_FAILED, EventReason.LOG_HANGS, "flush hangs: log_sync has not come back to client 1"),
-        (EventKind.LOAD_FAILED, EventReason.HANGS, "load hangs: the store has not come back to client 1"),
+        (EventKind.LOAD_FAILED, EventReason.HANGS, "load hangs: the store or loader has not come back to client 1"),
         (EventKind.SAVE_FAILED, EventReason.HANGS, "save hangs: the write of the working set has not come back"),
         (EventKind.FLUSH_FAILED, EventReason.STORE, "flush failed: the store failed"),
     ],

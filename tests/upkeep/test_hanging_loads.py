@@ -87,7 +87,8 @@ def test_the_end_of_a_hang_is_an_event(pool, hung, threads, monkeypatch, what):
     event = hangs(pool)[-1]
     assert (event.space, event.client) == ("hung", 1)
     assert event.value > 1.5
-    assert f"{what} recovered: the store came back to client 1 (pid {os.getpid()}) after" in str(event)
+    store = "the store or loader" if kind is EventKind.LOAD_RECOVERED else "the store"
+    assert f"{what} recovered: {store} came back to client 1 (pid {os.getpid()}) after" in str(event)
     pool.stop_steward()
     with bp.Pool.attach(pool.name) as other:  # the next client that looks finds the event
         assert trouble.tell_recovered(other.client, other.operations()) == 0
