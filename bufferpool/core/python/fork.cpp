@@ -1,14 +1,12 @@
 // Fork: a child is a client of its own from its first instruction.
 //
-// Before the fork, the parent takes a slot for the child, with a separate description,
-// and repeats there the pins of all live arrays. The child keeps that
-// description, the parent closes it. So a view in the
-// child is never unpinned, and the child never keeps the parent's client alive.
+// Before the fork, the parent takes a slot for the child, with a separate description, and repeats there the pins of
+// all live arrays. The child keeps that description, the parent closes it. So a view in the child is never unpinned,
+// and the child never keeps the parent's client alive.
 //
-// Every description that may hold a byte lock is on a list before it takes the
-// lock, and is removed when it is closed. The child closes all of them but
-// its own, including those of a segment that another thread was attaching or
-// detaching when the process forked, which no SegmentObject has.
+// Every description that may hold a byte lock is on a list before it takes the lock, and is removed when it is closed.
+// The child closes all of them but its own, including those of a segment that another thread was attaching or detaching
+// when the process forked, which no SegmentObject has.
 #include "python/py.h"
 
 #include <mutex>

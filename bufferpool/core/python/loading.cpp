@@ -116,8 +116,8 @@ void let_go_of_removed(SegmentObject* seg) {
     }
 }
 
-// Gives entries back whose spaces have been removed, unless another client has the directory lock: it does so, or the
-// next one. It waits for nobody.
+// Gives entries back whose spaces have been removed. It waits for nobody: if another client has the directory lock,
+// that client does this when it leaves the directory, or the next one.
 void give_back_soon(SegmentObject* seg) {
     Segment& s = *seg->s;
     if (!s.removed_here.load_relaxed() || !s.works || !s.has_descriptor()) return;
@@ -129,7 +129,7 @@ void give_back_soon(SegmentObject* seg) {
     leave_directory(s);
 }
 
-// The handle ends.
+// Called when the handle ends.
 void end_use(SpaceObject* sp) {
     if (!sp->prev) return;
     Use use(sp->seg);
@@ -221,7 +221,7 @@ Status SpaceHooks::failed(u32 client, const char* text) {
     return Status::RAISED;
 }
 
-// The time of a call is over that waits for a lock of the pool.
+// Ends a call that has waited for a lock of the pool for as long as it may.
 Status SpaceHooks::raise_late() {
     Header& header = *sp->seg->s->header;
     u32 memory = header.memory.word.load_relaxed() & lock_word::OWNER;

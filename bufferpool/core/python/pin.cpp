@@ -1,4 +1,4 @@
-// Pin: one pinned page, released at the end of its block (pin.cpp says how arrays keep their pins).
+// Pin: one pinned page, released at the end of its block (views.cpp says how arrays keep their pins).
 #include "python/views.h"
 
 #include "protocol/client.h"

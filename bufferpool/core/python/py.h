@@ -109,7 +109,7 @@ void forget_signals();
 Segment* opened(SegmentObject* seg);  // null, with PoolClosed or another error set
 PyObject* raise_lost();
 void finish_closing(SegmentObject* seg);  // called after a pin was released
-bool may_work(SegmentObject* seg);     // the same, but the descriptor is checked only now and then
+bool may_work(SegmentObject* seg);  // whether opened() succeeds; it checks the descriptor only now and then
 
 // segment_figures.cpp
 Segment* seen(SegmentObject* seg);  // opened, or observed
@@ -183,7 +183,7 @@ struct Lsn {
 };
 int parse_lsn(PyObject* value, Lsn& out);
 
-// space.cpp: the number of seconds that an argument gives, at least 0. 0 or -1: it is none (a bool is none).
+// space.cpp: the seconds that an argument gives, at least 0. 0, or -1 with an exception (a bool is no number).
 int seconds_of(PyObject* value, const char* what, double& seconds);
 npy_intp publish_many(SpaceObject* sp, const npy_int64* numbers, u64 first, PyArrayObject* pages, Lsn lsn,
                       u64 timeout_ns);

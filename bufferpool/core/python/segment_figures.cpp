@@ -1,9 +1,8 @@
-// The figures, tables and events of a pool, for clients and observers. Observers
-// take no slot, hold no lock, and their mapping is
-// read-only, so that they never disturb the pool.
+// The figures, tables and events of a pool, for clients and observers. Observers take no slot, hold no lock, and their
+// mapping is read-only, so that they never disturb the pool.
 //
-// An observer asks the kernel, not the segment, which parts have memory: a read
-// of a hole would allocate it (rule 9), or raise SIGBUS if the tmpfs is full.
+// An observer asks the kernel, not the segment, which parts have memory: a read of a hole would allocate it (rule 9),
+// or raise SIGBUS if the tmpfs is full.
 #include "python/objects.h"
 #include "python/py.h"
 

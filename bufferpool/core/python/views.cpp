@@ -1,19 +1,17 @@
 // Arrays over pinned pages. Every array keeps its pin alive, in one of two ways:
 //
-//   space[n]       array -> Holder (the pin)
-//   with pin(n)    array -> base array                  the Pin has the pin, and
-// Pin -> base array counts the other references
+//   space[n]       array -> Holder           the Holder has the pin
+//   with pin(n)    array -> base array       the Pin has the pin, and refers to the base array, too:
+//                                            so it can count the other references
 //
 // The base of the Holder, and of the base array while it has no Holder, is the pool's numpy.memmap, pool.data.
 //
-// At the end of the block the Pin reads the reference counts. If there are only the base
-// array and the array of the block (to which the block's name still refers),
-// that array is made empty, shape (0,), and the pin is released. Otherwise other
-// arrays use the page: BufferError is raised, and the base array gets a Holder, so that the
-// pin is kept while they exist. (numpy gives every array made from another the
-// outermost exact ndarray as its base; so all of them refer to the base array.)
-// If one reference is left, and the array's buffer was once exported, it may be the name
-// or a memoryview: then the base array gets a Holder too, without an error.
+// At the end of the block the Pin reads the reference counts. If there are only the base array and the array of the
+// block (to which the block's name still refers), that array is made empty, shape (0,), and the pin is released.
+// Otherwise other arrays use the page: BufferError is raised, and the base array gets a Holder, so that the pin is kept
+// while they exist. (numpy gives every array made from another the outermost exact ndarray as its base; so all of them
+// refer to the base array.) If one reference is left, and the array's buffer was once exported, it may be the name or a
+// memoryview: then the base array gets a Holder too, without an error.
 #include "python/views.h"
 
 #include "protocol/client.h"
