@@ -344,7 +344,7 @@ class Pool(PoolFigures):
 
         A pool whose name was removed (:meth:`unlink`, RemoveIPC) ends with its last process. So each process that closes it
         writes its dirty pages of files and stores first, unless ``discard`` is true or :meth:`unlink` was called with it. Where pages cannot
-        be written, it raises StoreError, WaitTimeout or UnsavedPages, and the pool is still open. At the end of the process, or where
+        be written, it raises StoreError, WaitTimeout or UnsavedPages, and the pool is still open (its steward, too). At the end of the process, or where
         the pool was dropped without being closed, the warning PoolNameless takes the place of the error.
 
         Raises BufferError if arrays over pages of the pool exist. It also raises an error that has ended the
@@ -357,12 +357,18 @@ class Pool(PoolFigures):
     def _close(self, late: bool, discard: bool = False) -> None:
         if self._ended:
             return
+        steward = self._steward if self._steward is not None and self._steward.alive else None
         try:
             for pool in self._sized.values():
                 pool._end_background()
             self._end_background()
         finally:
-            self.client.close(late, discard)
+            try:
+                self.client.close(late, discard)
+            except BaseException:
+                if steward is not None and not self.client.closed:  # refused: the pool is as it was
+                    self.start_steward(steward.settings)
+                raise
 
     def _end_background(self) -> None:
         """Ends the background work of this process, before it detaches."""

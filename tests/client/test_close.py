@@ -132,6 +132,22 @@ def test_a_refused_close_closes_no_page_size(where):
             _ = space[1]
 
 
+def test_a_refused_close_leaves_the_steward_at_work():
+    """The close ended the steward first, and then was refused: the pool was open, and nobody flushed it."""
+    with bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE) as pool:
+        work = pool.open_scratch("work", 4)
+        settings = bp.Settings(idle=77, pressure=False)
+        pool.start_steward(settings)
+        page = work[0]
+        with pytest.raises(BufferError):
+            pool.close()
+        assert pool._steward.alive
+        assert pool._steward.settings == settings
+        del page
+        pool.stop_steward()
+        pool.unlink()
+
+
 def require_left(pool: bp.Pool) -> None:
     """A child has left nothing in the pool; removes the pool."""
     pool.reap()

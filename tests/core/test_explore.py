@@ -55,12 +55,12 @@ def scenarios(program: Path) -> list[str]:
 # Those whose states are too many to visit all of them here, without deaths and with one; the soak visits more.
 LARGE = {
     "append-append-read", "append-remove", "borrow-borrow", "checkpoint-log", "checkpoint-move", "compact-load",
-    "drop-aside", "flush-aside", "flush-evict", "flush-flush", "fork-write", "group-again", "group-checkpoint",
+    "discard-load", "drop-aside", "flush-aside", "flush-evict", "flush-flush", "fork-write", "group-again", "group-checkpoint",
     "group-evict", "group-flush", "group-group", "group-move", "group-swap", "group-sweep", "grow-grow",
     "grow-write", "hurry-load-twice", "hurry-object-again", "hurry-object-load", "hurry-object-put", "hurry-renew",
     "hurry-write-twice", "lengthen-append", "lengthen-extend", "lengthen-further", "lengthen-read",
     "lengthen-reopen", "limit-evict", "limit-many", "limit-write", "many-many", "many-write", "move-flush",
-    "move-move", "object-load-load", "object-load-put", "private-reopen-write", "put-clean", "read-reopen-twice",
+    "move-move", "object-load-load", "object-load-put", "past-load", "private-reopen-write", "put-clean", "read-reopen-twice",
     "reap-append", "reap-bank-load", "reap-group-flush", "reap-group-read", "reap-group-write", "reap-hurry-load",
     "reap-lengthen", "reap-load-write", "reap-many", "reap-private-write", "reap-reload", "reap-sizes",
     "replace-evict", "replace-write-load", "settle-sweep", "sizes-count", "sizes-grow", "sizes-move-back",
@@ -69,8 +69,8 @@ LARGE = {
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
     "append-append", "append-reopen", "compact-write", "fork-reap", "huge-write", "leave-shrink", "many-drop", "many-evict",
-    "move-write", "open-fail", "open-open", "reap-drop-load", "reap-flush", "reap-grow", "reap-leave",
-    "reap-limit-drop", "reap-limit-fail", "table-put", "trim-write", "write-pin",
+    "move-write", "open-fail", "open-open", "past-write", "reap-drop-load", "reap-flush", "reap-grow", "reap-leave",
+    "reap-limit-drop", "reap-limit-fail", "reap-past", "table-put", "trim-write", "write-pin",
 }  # fmt: skip
 # With two deaths, of those in which a process reaps.
 LARGE_WITH_TWO = LARGE_WITH_DEATHS | {"reap-write-pin"}
@@ -461,8 +461,8 @@ MUTATIONS = {
     ),
     "a load that does not look whether the space is still open": (
         "fetch.h",
-        "Status status = at.open() ? load.prepare() : Status::REMOVED;",
-        "Status status = load.prepare();",
+        "u32 f = NONE;\n    Status status = at.open() ? load.prepare() : Status::REMOVED;",
+        "u32 f = NONE;\n    Status status = load.prepare();",
         "load-reopen",
     ),
     "a pin that does not look whether the space is still open": (
@@ -934,6 +934,18 @@ MUTATIONS = {
         "if (s.g.huge_pages && got == s.g.extent_frames) prim",
         "if (s.g.huge_pages) prim",
         "huge-part",
+    ),
+    "a read past the pool without a claim": (
+        "fetch.h",
+        "    if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;\n    Status status = at.open()",
+        "    Status status = at.open()",
+        "past-write",
+    ),
+    "a page loaded that was discarded since it was looked at": (
+        "page.h",
+        "entry::state(e) != ABSENT || (entry::is_discarded(e) && !replaces)",
+        "entry::state(e) != ABSENT",
+        "discard-load",
     ),
     "holes given back while others use them": (
         "shrink.h",

@@ -41,6 +41,33 @@ static void read_page(Segment& s, Process& me, u32 page) {
     unpin(s, f);
 }
 
+// A copy of a page for which no frame is taken; if another client changes the page meanwhile, the page itself.
+static void read_past(Segment& s, Process& me, u32 page) {
+    u64 done = world.done[page], copy[WORDS];
+    StoredHooks hooks{s, world.store[page]};
+    Status status = load_past(s, place_of(s, page), hooks, [&] {
+        prim::copy_page(copy, world.store[page], s.g.page_size);
+        return Status::OK;
+    });
+    if (status == Status::WAIT) return read_page(s, me, page);
+    require(status, page);
+    if (copy[0] != copy[last_word(s)] || copy[0] >> 32 != page) violation("a copy of page %u is mixed", page);
+    if ((copy[0] & 0xffffffff) < done) violation("a copy of page %u is older than what was published", page);
+}
+
+// Reads a page that may have been discarded.
+static void read_discardable(Segment& s, Process& me, u32 page) {
+    u64 done = world.done[page];
+    StoredHooks hooks{s, world.store[page]};
+    u32 f;
+    Status status = fetch_page(s, place_of(s, page), Access{}, hooks, f);
+    if (status == Status::DISCARDED) return;
+    require(status, page);
+    if (status != Status::OK) return;
+    read_frame(s, me, page, f, done);
+    unpin(s, f);
+}
+
 // What can be loaded together is; the others are read one by one.
 static void read_pages(Segment& s, Process& me, u32 one, u32 other) {
     Claim claims[2] = {{one}, {other}};
@@ -123,12 +150,13 @@ static void write_page(Segment& s, u32 page) {
 
 // The old version is not read, so this one's number is above those of all writers that add one to the version they
 // read.
-static void replace_page(Segment& s, u32 page, u64 version) {
+static void replace_page(Segment& s, u32 page, u64 version, bool is_volatile = false) {
     StoredHooks hooks{s, world.store[page]};
     u64 words[WORDS];
     for (u64& w : words) w = u64(page) << 32 | version;
     if (version > world.intended[page]) world.intended[page] = version;
-    Status status = replace_page(s, place_of(s, page), words, Image{true, false, version}, false, hooks);
+    if (is_volatile) world.dropped[page] = 1;
+    Status status = replace_page(s, place_of(s, page), words, Image{!is_volatile, is_volatile, version}, false, hooks);
     require(status, page);
     if (status == Status::OK && version > world.done[page]) world.done[page] = version;
 }
@@ -209,7 +237,7 @@ static void checkpoint(Segment& s, u32 page, u64 durable = ~u64(0)) {
 static void check_clean_is_synced(Segment& s) {
     for (u32 page = 0; page < PAGES; page++) {
         u64 e = s.entries[page].load_relaxed();
-        if (entry::state(e) != RESIDENT || (e & entry::DIRTY)) continue;
+        if (entry::state(e) != RESIDENT || (e & (entry::DIRTY | entry::VOLATILE))) continue;
         u64 version = page_words(s, entry::frame(e))[0] & 0xffffffff;
         if (version > world.synced[page]) violation("page %u is clean at version %u, the store is sure of %u", page, u32(version), u32(world.synced[page]));
         if (memcmp(world.store[page], page_words(s, entry::frame(e)), s.g.page_size)) violation("page %u is clean, and the store has something else", page);

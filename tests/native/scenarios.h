@@ -222,6 +222,17 @@ static Program writes(u32 page, int n = 1) {
         for (int i = 0; i < n; i++) write_page(s, page);
     };
 }
+static Program reads_past(u32 page) {
+    return [=](Segment& s, Process& me) { read_past(s, me, page); };
+}
+static Program reads_discardable(u32 page, u32 times) {
+    return [=](Segment& s, Process& me) {
+        for (u32 i = 0; i < times; i++) read_discardable(s, me, page);
+    };
+}
+static Program writes_discardable(u32 page) {
+    return [=](Segment& s, Process&) { replace_page(s, page, 100, true); };
+}
 static Program replaces(u32 page, u64 version = 100) {
     return [=](Segment& s, Process&) { replace_page(s, page, version); };
 }
@@ -716,6 +727,10 @@ static std::vector<Scenario> scenarios() {
         {"write-pin", 3, 3, {0}, {{"W", writes(0, 2)}, {"R", reads(0, 2)}}},
         {"write-evict", 2, 2, {0}, {{"W", writes(0)}, {"L", reads(2)}}},
         {"write-write", 3, 3, {0}, {{"W", writes(0)}, {"V", writes(0)}}},
+        {"past-write", 2, 2, {}, {{"P", reads_past(0)}, {"W", writes_and_checkpoints(0)}}},
+        {"past-load", 1, 1, {}, {{"P", reads_past(0)}, {"L", reads(0)}, {"M", reads(1)}}},
+        {"reap-past", 1, 1, {}, {{"P", reads_past(0)}, {"L", reads(0)}, {"X", reaps()}}},
+        {"discard-load", 1, 1, {}, {{"B", writes_discardable(0)}, {"R", reads_discardable(0, 2)}, {"L", reads(1)}}},
         {"replace-write", 3, 3, {0}, {{"B", replaces(0)}, {"W", writes(0)}}},
         {"replace-load", 3, 3, {}, {{"B", replaces(0)}, {"R", reads(0, 2)}}},
         {"replace-write-load", 3, 3, {}, {{"B", replaces(0)}, {"W", writes(0)}}},
