@@ -10,7 +10,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import PoolExhausted
-from tests.conftest import kernel_bytes
+from tests.conftest import PAGE, fill, kernel_bytes
 from tests.support.children import on_small_tmpfs
 
 MIB = 1 << 20
@@ -273,3 +273,18 @@ def test_an_overwrite_needs_no_call_of_the_kernel(pool: bp.Pool) -> None:
             cache.put(n, values[n])
     assert written() - before < 20
     assert all(cache.get(n) == values[n] for n in range(8))
+
+
+def test_a_resize_takes_the_log_page_that_has_no_value_any_more(pools: Any) -> None:
+    """A resize that evicted the last value left the log page that was being filled to the caches: it raised PoolExhausted, and so did each miss
+    after it, for want of frames whose memory nobody used."""
+    pool = pools.create(64 * PAGE, extent_size=4 * PAGE)
+    cache = pool.cache("cache")
+    assert cache.put(1, b"short")
+    fill(pool.open_scratch("work", 10), range(10))
+    derived = pool.open_derived("derived", 8, lambda n, out: out.fill(n))
+    pool.resize(25 * PAGE)
+    assert cache.get(1) is None
+    assert pool.stats().lent_bytes == 0
+    assert derived[3][0] == 3
+    assert pool.check() == []

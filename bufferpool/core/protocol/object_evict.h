@@ -274,16 +274,18 @@ inline bool make_kernel_room(Segment& s, u64 pages) {
     return got != 0 || (!pages_first && evict_pages(s, pages) != 0);
 }
 
-// Frees the log page that is being filled, if it has no live record.
-inline void close_empty_log(Segment& s) {
-    if (!lock_objects(s)) return;
+// Frees the log page that is being filled, if it has no live record; returns whether it has freed one.
+inline bool close_empty_log(Segment& s) {
+    if (!lock_objects(s)) return false;
     ObjectsHeader& h = *s.objects.header;
     u32 n = h.open.load_relaxed();
-    if (n && has_block(s, n - 1) && !s.objects.blocks[n - 1].live.load_relaxed()) {
+    bool is_empty = n && has_block(s, n - 1) && !s.objects.blocks[n - 1].live.load_relaxed();
+    if (is_empty) {
         h.open.store_relaxed(0);
         doom(s, n - 1);
     }
     unlock_objects(s);
+    return is_empty;
 }
 
 inline void count_reclaimed_pages(Segment& s, u64 os_pages, Reason reason) {
@@ -313,7 +315,7 @@ inline bool fit_objects(Segment& s, u64 pages, Reason reason, u64& given) {
         given += got;
         if (got) continue;
         if (is_log_dirty(s) && clean_log(s)) continue;
-        if (!evict_object(s, NONE) && !clean_log(s)) break;
+        if (!evict_object(s, NONE) && !clean_log(s) && !close_empty_log(s)) break;
         if (is_given_up(s)) break;
     }
     give_back_loan(s, u32(frames_for(s, pages)));
