@@ -110,7 +110,7 @@ def test_auto_asks_for_no_more_than_a_pool_can_have(monkeypatch, page_size, most
     monkeypatch.setattr(
         "bufferpool.pool.read_memory", lambda directory: Reading(machine_free=1 << 42, machine_size=1 << 43)
     )
-    found = _auto_sizes("/dev/shm/any", page_size, 256 << 10)
+    found = _auto_sizes("/dev/shm/any", page_size, None, False)
     assert list(found) == sorted(found)
     assert found[2] <= most
     assert found[2] > most - (1 << 22)
