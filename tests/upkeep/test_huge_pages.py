@@ -17,7 +17,7 @@ from bufferpool import _core
 from bufferpool.client.segment_file import HUGE_BYTES
 from bufferpool.figures.names import FrameState
 from tests.client.test_limits import in_child, needs_seccomp
-from tests.conftest import PAGE, fill, wait_until
+from tests.conftest import PAGE, fill, stamp, wait_until
 from tests.support import sandbox
 
 PER = HUGE_BYTES // PAGE
@@ -180,6 +180,21 @@ def test_a_budget_that_is_no_multiple_of_a_huge_page_is_kept(make_huge):
         assert stats.resident_bytes <= (budget or 5 * MIB + 3 * PAGE)
         assert stats.kernel_data_bytes == stats.resident_bytes
         assert pool.check() == []
+
+
+def test_the_pages_of_a_part_of_an_extent_move_to_where_others_were_evicted(make_huge):
+    """A resize by one page left the part as it was, because none of its frames was free, and raised PoolExhausted."""
+    pool = make_huge(2 * MIB + 4 * PAGE, max_capacity=4 * MIB)
+    derived, work = pool.open_derived("made", 65, numbers), pool.open_scratch("work", 451)
+    for n in range(65):
+        derived[n]
+    fill(work, range(451))
+    for n in range(65):
+        derived[n]
+    pool.resize(2 * MIB + 3 * PAGE)
+    stats = pool.stats()
+    assert stats.kernel_data_bytes == stats.resident_bytes <= 2 * MIB + 3 * PAGE
+    assert all(np.array_equal(work[n], stamp(n)) for n in range(451))
 
 
 def test_killed_processes_leave_whole_huge_pages(make_huge):

@@ -104,7 +104,7 @@ inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, bool all, Evi
 
 struct ExtentPlan {
     u32 extent, free, live;
-    u32 others;  // frames that are neither FREE, LIVE nor holes, or that have a page that is pinned
+    u32 holes, others;  // others: neither FREE, LIVE nor holes, or with a page that is pinned
 };
 
 // Chooses the extents that are emptied to give back at most `want` frames: first those with the fewest pages to move,
@@ -114,15 +114,18 @@ inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
     u32 per = s.g.extent_frames;
     s.has_frame(s.g.max_frames - 1);
     for (u32 first = 0; first < s.ready; first += per) {
-        ExtentPlan p{first / per, 0, 0, 0};
+        ExtentPlan p{first / per, 0, 0, 0, 0};
         for (u32 f = first; f < first + per && f < s.ready; f++) {
             FrameState state = frame::state(s.frames[f].word.load_relaxed());
             p.free += state == FREE;
             p.live += state == LIVE;
+            p.holes += state == HOLE;
             bool fixed = state == LIVE ? any_pin(s, f) : state != FREE && state != HOLE;
             p.others += s.g.huge_pages && fixed;
         }
-        if (p.free && !p.others && !plans.push(p)) return false;
+        // A part of an extent with huge pages is left where the budget has room for no more.
+        bool has_part = s.g.huge_pages && p.live && p.holes;
+        if ((p.free || has_part) && !p.others && !plans.push(p)) return false;
     }
     std::sort(plans.begin(), plans.end(), [](const ExtentPlan& a, const ExtentPlan& b) {
         return a.live != b.live ? a.live < b.live : a.extent > b.extent;
