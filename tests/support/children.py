@@ -76,8 +76,10 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL, and waits for the end."""
+        # A child that was killed before may end between the two lines.
         if self.process.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
         self.process.join(WAIT)
 
     def close(self) -> None:
