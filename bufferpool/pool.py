@@ -222,7 +222,12 @@ class Pool(PoolFigures):
             room=None if room is None else parse_size(room, "room"),
             huge_pages=huge_pages,
         )
-        made = segment_file.create(path, segment_file.plan(sizes), permissions)
+        plan = segment_file.plan(sizes)
+        if huge_pages and sizes.capacity < segment_file.HUGE_BYTES:
+            raise ValueError(
+                f"capacity must be at least {segment_file.HUGE_BYTES} bytes with huge_pages=True, not {sizes.capacity} bytes"
+            )
+        made = segment_file.create(path, plan, permissions)
         try:
             _warn_if_too_large(path, sizes.capacity)
             pool = cls.attach(name, directory=directory)

@@ -384,8 +384,9 @@ def _shrink_to(client: Client, frames: int, deadline: float) -> int:
             if failed is not None:
                 raise failed
             post_in_the_way(client, over - done, InTheWay(pinned, dirty, busy))
+            whole = "; pinned pages each keep a huge page" if client.geometry["huge_pages"] else f" ({pinned} pinned)"
             raise PoolExhausted(
-                f"the pool is {over - done} frames above its new budget ({pinned} pinned). "
+                f"the pool is {over - done} frames above its new budget{whole}. "
                 f"{exhausted_message(client)}{flushes_text(read_flushes(client))}{_locked(client)}"
             )
         seg.reap()

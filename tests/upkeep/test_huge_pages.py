@@ -143,6 +143,22 @@ def test_a_pinned_page_keeps_its_huge_page(make_huge):
     assert pool.stats().resident_bytes == 0
 
 
+def test_no_page_is_evicted_in_vain(make_huge):
+    """Each extent had a pinned page, so nothing could be given back: trim and resize evicted the other pages all the same."""
+    pool = make_huge()
+    space = pool.open_derived("made", 8 * PER, numbers)
+    held = [page for n in range(8 * PER) if (page := space[n]) is not None and n % PER == 100]
+    live = pool.stats().frames.live
+    assert pool.trim(2 * MIB) == 0
+    with pytest.raises(bp.errors.PoolExhausted, match="each keep a huge page"):
+        pool.resize(8 * MIB, timeout=0.1)
+    assert pool.stats().frames.live == live
+    held.clear()
+    del page
+    assert pool.resize(8 * MIB) == 8 * MIB
+    require_whole(pool)
+
+
 def test_what_is_dropped_gives_back_the_huge_pages_that_it_fills(make_huge):
     pool = make_huge()
     kept, gone = pool.open_scratch("kept", PER), pool.open_scratch("gone", 4 * PER)
@@ -238,6 +254,8 @@ def test_refused_arguments(make_huge, pools):
     for wrong, error in ((1, TypeError), ("yes", TypeError)):
         with pytest.raises(error, match="huge_pages must be True or False"):
             bp.Pool.create(name, 16 * MIB, huge_pages=wrong)
+    with pytest.raises(ValueError, match="at least 2097152 bytes with huge_pages=True"):
+        bp.Pool.create(name, MIB, huge_pages=True)
     with pytest.raises(ValueError, match="omit extent_size"):
         bp.Pool.create(name, 16 * MIB, huge_pages=True, extent_size="256KiB")
     pool = make_huge()

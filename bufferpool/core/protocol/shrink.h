@@ -107,6 +107,21 @@ struct ExtentPlan {
     u32 holes, others;  // others: neither FREE, LIVE nor holes, or with a page that is pinned
 };
 
+// Counts the frames of an extent by what a shrink can do with them.
+inline ExtentPlan look_at_extent(Segment& s, u32 extent) {
+    ExtentPlan p{extent, 0, 0, 0, 0};
+    u32 first = extent * s.g.extent_frames;
+    for (u32 f = first; f < first + s.g.extent_frames && f < s.ready; f++) {
+        FrameState state = frame::state(s.frames[f].word.load_relaxed());
+        p.free += state == FREE;
+        p.live += state == LIVE;
+        p.holes += state == HOLE;
+        bool fixed = state == LIVE ? any_pin(s, f) : state != FREE && state != HOLE;
+        p.others += s.g.huge_pages && fixed;
+    }
+    return p;
+}
+
 // Chooses the extents that are emptied to give back at most `want` frames: first those with the fewest pages to move,
 // and among these the highest. In a pool with huge pages only extents all of whose frames can be emptied. False: this
 // process has no memory for the list.
@@ -114,15 +129,7 @@ inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
     u32 per = s.g.extent_frames;
     s.has_frame(s.g.max_frames - 1);
     for (u32 first = 0; first < s.ready; first += per) {
-        ExtentPlan p{first / per, 0, 0, 0, 0};
-        for (u32 f = first; f < first + per && f < s.ready; f++) {
-            FrameState state = frame::state(s.frames[f].word.load_relaxed());
-            p.free += state == FREE;
-            p.live += state == LIVE;
-            p.holes += state == HOLE;
-            bool fixed = state == LIVE ? any_pin(s, f) : state != FREE && state != HOLE;
-            p.others += s.g.huge_pages && fixed;
-        }
+        ExtentPlan p = look_at_extent(s, first / per);
         // A part of an extent with huge pages is left where the budget has room for no more.
         bool has_part = s.g.huge_pages && p.live && p.holes;
         if ((p.free || has_part) && !p.others && !plans.push(p)) return false;
@@ -230,7 +237,8 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
 }
 
 // How many frames a shrink gives back in a pool with huge pages: whole extents. With `evict` as many as `want` frames
-// need. Else as many as they fill, and all free frames but those of one extent: what earlier drops have left over.
+// need, but no more than the extents without a pin have: otherwise pages would be evicted in vain. Else as many as they
+// fill, and all free frames but those of one extent: what earlier drops have left over.
 inline Status want_whole(Segment& s, bool evict, u64& want) {
     u64 per = s.g.extent_frames;
     if (!evict) {
@@ -240,6 +248,13 @@ inline Status want_whole(Segment& s, bool evict, u64& want) {
         want = std::max(want, free - std::min(free, per));
     }
     want = evict ? round_up(want, per) : want - want % per;
+    u64 most = 0;
+    s.has_frame(s.g.max_frames - 1);
+    for (u32 extent = 0; evict && most < want && extent * per < s.ready; extent++) {
+        ExtentPlan p = look_at_extent(s, extent);
+        if (!p.others) most += p.free + p.live;
+    }
+    if (evict && most < want) want = most;
     return Status::OK;
 }
 
