@@ -62,7 +62,7 @@ LARGE = {
     "lengthen-reopen", "limit-evict", "limit-many", "limit-write", "many-many", "many-write", "move-flush",
     "move-move", "object-load-load", "object-load-put", "past-load", "private-reopen-write", "put-clean", "read-reopen-twice",
     "reap-append", "reap-bank-load", "reap-group-flush", "reap-group-read", "reap-group-write", "reap-hurry-load",
-    "reap-lengthen", "reap-load-write", "reap-many", "reap-private-write", "reap-reload", "reap-sizes",
+    "reap-lengthen", "reap-load-write", "reap-many", "reap-private-write", "reap-reload", "reap-sizes", "renew-evict",
     "replace-evict", "replace-write-load", "settle-sweep", "sizes-count", "sizes-grow", "sizes-move-back",
     "sizes-move-flush", "sizes-move-hold", "sizes-move-move", "sizes-shrink", "three", "write-remove",
     "write-reopen-twice",
@@ -892,6 +892,12 @@ MUTATIONS = {
         "    if (put.entry != NONE && (e != put.entry ||",
         "    if (e == NONE && put.entry != NONE && (e != put.entry ||",
         "object-load-put",
+    ),
+    "a value evicted that is being renewed": (
+        "object_evict.h",
+        "        bool loads = entry.owner.load_relaxed() && !(victim.word & object::LEFT);\n",
+        "        bool loads = false;\n",
+        "renew-evict",
     ),
     "a value renewed by two": (
         "object_read.h",

@@ -217,6 +217,9 @@ static Program deletes_for_good(u32 key) {
         object_world.floor[key] = 2;
     };
 }
+static Program evicts_object() {
+    return [](Segment& s, Process&) { evict_object(s, NONE); };
+}
 static Program evicts_and_puts(u32 key, u32 words) {
     return [=](Segment& s, Process&) {
         evict_object(s, NONE);

@@ -675,6 +675,7 @@ static std::vector<Scenario> scenarios() {
         of_loads("object-load-delete", {{"A", loads(0, 1, false, true)}, {"D", deletes(0)}}, false),
         of_loads("object-load-put", {{"A", loads(0, 1, false, true)}, {"W", puts_newer(0)}}, false),
         of_loads("renew-renew", {{"A", loads(0, 2)}, {"B", loads(0, 3, true)}}, true, SMALL),
+        of_loads("renew-evict", {{"A", loads(0, 2)}, {"B", loads(0, 3)}, {"E", evicts_object()}}, false, SMALL),
         of_objects("renew-touch", SMALL, {{"A", loads(0, 2)}, {"T", touches(0)}, {"P", lets_time_pass()}}, 2),
         of_small_table("table-put", {{"A", extends_table(1)}, {"B", puts_newer(0)}}),
         of_small_table("table-delete", {{"A", extends_table(1)}, {"B", deletes_for_good(0)}}),

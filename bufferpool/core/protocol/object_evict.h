@@ -111,7 +111,9 @@ inline u64 evict_object(Segment& s, u32 cache) {
         if (!lock_objects(s)) return 0;
         ObjectEntry& entry = s.objects.entries[victim.entry];
         u64 bytes = 0;
-        if (entry.word.load_seq_cst() == victim.word) {
+        // The word is the same if a client has begun to load a newer value since (claim_renewal).
+        bool loads = entry.owner.load_relaxed() && !(victim.word & object::LEFT);
+        if (entry.word.load_seq_cst() == victim.word && !loads) {
             bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
             count_eviction(s, entry);
             u64 hash = entry.hash.load_relaxed();
