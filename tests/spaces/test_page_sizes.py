@@ -1075,14 +1075,24 @@ def test_a_size_that_has_no_page_left_takes_from_values_too(pool):
 # ---- a store that fails or hangs in one size ----------------------------------------------
 
 
-def test_a_flush_writes_the_other_sizes_although_a_store_fails_or_hangs(pool, threads):
-    """The sizes were flushed one after the other: a store of one that failed, or hung, left all pages of the next sizes dirty."""
+def two_stores(pool):
+    """A store of each of two page sizes, and their spaces."""
     small, large = Disk(8), Disk(64)
-    space = pool.open_store("small", small, mode="r+")
-    other = pool.open_store("large", large, mode="r+", page_size=BIG)
+    return (
+        small, large, pool.open_store("small", small, mode="r+"), pool.open_store("large", large, mode="r+", page_size=BIG)
+    )  # fmt: skip
+
+
+def write_both(space, other):
     put(space, 2, 5)
     with other.write(2) as page:
         page[:] = 1
+
+
+def test_a_flush_writes_the_other_sizes_although_a_store_fails_or_hangs(pool, threads):
+    """The sizes were flushed one after the other: a store of one that failed, or hung, left all pages of the next sizes dirty."""
+    small, large, space, other = two_stores(pool)
+    write_both(space, other)
     large.fails = "write"
     with pytest.raises(StoreError, match="'large'"):
         pool.flush()
@@ -1109,13 +1119,9 @@ def test_a_flush_writes_the_other_sizes_although_a_store_fails_or_hangs(pool, th
 def test_a_close_saves_the_other_sizes_although_a_store_of_one_fails(make_pool):
     """A pool without a name lost the pages of the sizes that came after the one whose store failed."""
     pool = make_pool(WHOLE)
-    small, large = Disk(8), Disk(64)
-    space = pool.open_store("small", small, mode="r+")
-    other = pool.open_store("large", large, mode="r+", page_size=BIG)
+    small, large, space, other = two_stores(pool)
     pool.unlink()
-    put(space, 2, 5)
-    with other.write(2) as page:
-        page[:] = 1
+    write_both(space, other)
     large.fails = "sync"
     with pytest.raises(StoreError, match="no sync today"):
         pool.close()

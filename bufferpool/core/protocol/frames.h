@@ -13,13 +13,17 @@ namespace bp {
 
 // ---- giving back -------------------------------------------------------------
 
-// Frees a BUSY(me) frame. It is often called where no error can be raised, such as when an array is deleted. So if the
-// lock cannot be taken soon, because its owner is stopped, the frame is freed later.
-inline void free_frame(Segment& s, u32 f) {
-    if (!lock_memory_briefly(s)) return give_back_later(s, f, 1, true);
-    free_locked(s, f);
-    unlock_memory(s);
+// Frees BUSY(me) frames. It is often called where no error can be raised, such as when an array is deleted. So if the
+// lock cannot be taken soon, because its owner is stopped, the frames are freed later.
+inline void free_frames(Segment& s, const u32* frames, size_t n) {
+    bool locked = lock_memory_briefly(s);
+    for (size_t i = 0; i < n; i++) {
+        if (locked) free_locked(s, frames[i]);
+        else give_back_later(s, frames[i], 1, true);
+    }
+    if (locked) unlock_memory(s);
 }
+inline void free_frame(Segment& s, u32 f) { free_frames(s, &f, 1); }
 
 // Keeps a BUSY(me) frame for our next publish, or frees it. It is always freed in a pool of less than 256 frames, and
 // in one with huge pages, where it would keep all of a huge page from being given back.

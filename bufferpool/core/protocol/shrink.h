@@ -26,16 +26,9 @@ inline void keep_parts(Segment& s, Vec<u32>& frames) {
     size_t kept = 0;
     for (size_t i = 0, end; i < frames.size(); i = end) {
         for (end = i + 1; end < frames.size() && frames[end] / per == frames[i] / per;) end++;
-        if (end - i == per || has_hole(s, frames[i] / per)) {
+        if (end - i == per || has_hole(s, frames[i] / per))
             for (size_t k = i; k < end; k++) frames[kept++] = frames[k];
-            continue;
-        }
-        bool locked = lock_memory_briefly(s);
-        for (size_t k = i; k < end; k++) {
-            if (locked) free_locked(s, frames[k]);
-            else give_back_later(s, frames[k], 1, true);
-        }
-        if (locked) unlock_memory(s);
+        else free_frames(s, &frames[i], end - i);
     }
     frames.cut(kept);
 }
@@ -221,12 +214,9 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
         for (size_t k = i; whole && k < end; k++) whole = empty_extent(s, intent, plans[k], out, done);
         // Frames that became free meanwhile, and are not wanted, remain in the pool.
         if (whole && !s.g.huge_pages && done.frames + out.size() > want) {
-            bool locked = lock_memory_briefly(s);
-            for (; done.frames + out.size() > want; out.pop()) {
-                if (locked) free_locked(s, out.back());
-                else give_back_later(s, out.back(), 1, true);
-            }
-            if (locked) unlock_memory(s);
+            size_t wanted = size_t(want - std::min(want, done.frames));
+            free_frames(s, &out[wanted], out.size() - wanted);
+            out.cut(wanted);
         }
         release_frames(s, out, reason, done);
         if (!whole) return Status::INTERRUPTED;
@@ -240,21 +230,22 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
 // need, but no more than the extents without a pin have: otherwise pages would be evicted in vain. Else as many as they
 // fill, and all free frames but those of one extent: what earlier drops have left over.
 inline Status want_whole(Segment& s, bool evict, u64& want) {
-    u64 per = s.g.extent_frames;
+    u64 per = s.g.extent_frames, most = 0;
     if (!evict) {
         if (!lock_memory(s)) return Status::INTERRUPTED;
         u64 free = s.free.size();
         unlock_memory(s);
         want = std::max(want, free - std::min(free, per));
+        want -= want % per;
+        return Status::OK;
     }
-    want = evict ? round_up(want, per) : want - want % per;
-    u64 most = 0;
+    want = round_up(want, per);
     s.has_frame(s.g.max_frames - 1);
-    for (u32 extent = 0; evict && most < want && extent * per < s.ready; extent++) {
+    for (u32 extent = 0; most < want && extent * per < s.ready; extent++) {
         ExtentPlan p = look_at_extent(s, extent);
         if (!p.others) most += p.free + p.live;
     }
-    if (evict && most < want) want = most;
+    want = std::min(want, most);
     return Status::OK;
 }
 
