@@ -100,9 +100,9 @@ def unpack(content: bytearray, place: Path) -> str:
     return ""
 
 
-def recovered(bank: "subprocess.Popen[str]", content: bytearray) -> tuple[str, dict[str, list[int]]]:
-    """Recovers the bank from a disk; returns what failed, and the transfers in its journal."""
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="state-") as made:
+def recovered(bank: "subprocess.Popen[str]", content: bytearray, folder: Path) -> tuple[str, dict[str, list[int]]]:
+    """Recovers the bank from a disk, in a new part of ``folder``; returns what failed, and the transfers in its journal."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="state-") as made:
         failed = unpack(content, Path(made))
         if failed:
             return failed, {}
@@ -114,8 +114,11 @@ def recovered(bank: "subprocess.Popen[str]", content: bytearray) -> tuple[str, d
         return "" if seen["code"] == 0 else "the recovery failed", seen["there"] or {}
 
 
-def verify(recording: Recording, notes: Notes, failures: Iterable[tuple[int, int]]) -> list[str]:
-    """Recovers the bank after power failures at these lengths of the log, with these seeds. Returns what went wrong."""
+def verify(recording: Recording, notes: Notes, failures: Iterable[tuple[int, int]], folder: Path) -> list[str]:
+    """Recovers the bank after power failures at these lengths of the log, with these seeds. Returns what went wrong.
+
+    It needs room in ``folder`` for one state of the disk.
+    """
     wrong = []
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
     command = [sys.executable, "-u", "-m", "lab.inside.bank", "verify"]
@@ -123,7 +126,7 @@ def verify(recording: Recording, notes: Notes, failures: Iterable[tuple[int, int
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as bank:
         for at, seed in failures:
-            failed, there = recovered(bank, recording.state(at, seed))
+            failed, there = recovered(bank, recording.state(at, seed), folder)
             failed = failed or notes.wrong(at, there)
             if failed:
                 wrong.append(f"power failure after {at} writes (seed {seed}): {failed}")
@@ -145,7 +148,7 @@ def power(n_states: int, seconds: float = 40.0) -> Callable[[Guest], str]:
                 kept = CACHE / f"power-{guest.kernel.name}-{number}.pickle"
                 kept.write_bytes(zlib.compress(pickle.dumps((recording, notes)), 1))
                 failures = [(random.randrange(end + 1), seed) for seed in range(n_states // ROUNDS - 1)]
-                wrong = verify(recording, notes, [*failures, (end, 1)])
+                wrong = verify(recording, notes, [*failures, (end, 1)], guest.place)
                 if wrong:
                     raise GuestError(f"{'; '.join(wrong[:3])} ({kept})")
                 committed = notes.committed(end)
@@ -167,7 +170,7 @@ def main() -> int:
         failures = [(int(sys.argv[3]), int(sys.argv[4]) + i) for i in range(n)]
     else:
         failures = [(random.randrange(end + 1), random.randrange(1 << 30)) for _ in range(n)]
-    wrong = verify(recording, notes, failures)
+    wrong = verify(recording, notes, failures, Path(sys.argv[1]).parent)
     print(f"{n} states of {end} writes and flushes, {len(notes.committed(end))} commits: {len(wrong)} wrong")
     print("\n".join(wrong))
     return int(bool(wrong))

@@ -46,29 +46,29 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recording
     return Recording(before, log), notes
 
 
-def test_the_bank_is_recovered_from_what_was_flushed(recorded: tuple[Recording, Notes]) -> None:
+def test_the_bank_is_recovered_from_what_was_flushed(recorded: tuple[Recording, Notes], tmp_path: Path) -> None:
     """A guest recovered it, mounted 27 states in a row, and saw parts of the last one in its cache: on the host none is left."""
     recording, notes = recorded
     end = len(recording.log)
     assert len(notes.committed(end)) > TRANSFERS // 2
-    assert verify(recording, notes, [(end, 1), (end, 2), (0, 1)]) == []
+    assert verify(recording, notes, [(end, 1), (end, 2), (0, 1)], tmp_path) == []
 
 
-def test_commits_that_are_lost_or_undone_are_found(recorded: tuple[Recording, Notes]) -> None:
+def test_commits_that_are_lost_or_undone_are_found(recorded: tuple[Recording, Notes], tmp_path: Path) -> None:
     """A check that cannot fail shows nothing."""
     recording, notes = recorded
     end = len(recording.log)
     done = max(notes.committed(end))
     early = Notes({done})
-    (lost,) = verify(recording, early, [(0, 1)])
+    (lost,) = verify(recording, early, [(0, 1)], tmp_path)
     assert "acknowledged and lost" in lost
     undone = Notes(set(), [(end, done[0], "R", done[1])])
-    (there,) = verify(recording, undone, [(end, 1)])
+    (there,) = verify(recording, undone, [(end, 1)], tmp_path)
     assert "rolled back and there" in there
 
 
-def test_a_file_system_that_cannot_be_repaired_is_a_finding(recorded: tuple[Recording, Notes]) -> None:
+def test_a_file_system_that_cannot_be_repaired_is_a_finding(recorded: tuple[Recording, Notes], tmp_path: Path) -> None:
     recording, notes = recorded
     broken = Recording(b"\xff" * len(recording.first), [])
-    (found,) = verify(broken, notes, [(0, 1)])
+    (found,) = verify(broken, notes, [(0, 1)], tmp_path)
     assert "ext4 is damaged" in found
