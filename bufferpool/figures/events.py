@@ -126,6 +126,7 @@ class Event:
             EventReason.LOG: "the log could be synced" if self.is_recovery else "the log could not be synced",
             EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
             EventReason.DUEL: f"{mode_name(self.value)} misses less often",
+            EventReason.SMALL: f"{mode_name(self.value)}, as always below 64 frames",
             EventReason.HANGS: self._how_it_hangs(),
             EventReason.LOG_HANGS: self._how_it_hangs(),
             EventReason.PINNED: f"{self._who} pins {self.value:.0f} frames",

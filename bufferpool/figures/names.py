@@ -177,6 +177,8 @@ class EventReason(IntEnum):
     With a recovery: it has returned, after how many seconds."""
     DUEL = 21
     """A miniature pool in another mode missed less often: the mode's number in :class:`PolicyMode`."""
+    SMALL = 27
+    """A pool of less than 64 frames is in the adaptive mode: its number in :class:`PolicyMode`."""
     PINNED = 22
     """A client pins pages: how many frames."""
     DIRTY = 23

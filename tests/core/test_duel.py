@@ -164,9 +164,30 @@ def test_the_duel_goes_on_with_another_budget(make_pool, tmp_path: Path) -> None
     assert pool.stats().mode_changes > 0
     pool.resize(40 * PAGE)
     space.drop()
+    read(space, pages[:1])
     before = pool.stats().mode_changes
     read(space, pages)
     assert pool.stats().mode_changes == before  # there is none in a pool as small as that
+
+
+def test_a_pool_that_becomes_too_small_for_a_duel_is_adaptive_again(make_pool, tmp_path: Path) -> None:
+    """Nothing could end the mode of such a pool: in the loop mode, it kept its old hot pages for good."""
+    pool = make_pool(SET * PAGE)
+    pages = stuck()
+    space = open_pages(pool, tmp_path, int(pages.max()) + 1)
+    read(space, pages)
+    before = pool.stats()
+    assert before.policy_mode != "adaptive"
+    pool.resize(63 * PAGE)
+    read(space, pages[: 2 * SET])
+    after = pool.stats()
+    assert (after.policy_mode, after.mode_changes) == ("adaptive", before.mode_changes + 1)
+    last = [event for event in pool.events() if event.kind is bp.EventKind.MODE_CHANGED][-1]
+    assert (last.reason, bp.PolicyMode(int(last.value))) == (bp.EventReason.SMALL, bp.PolicyMode.ADAPTIVE)
+    assert "adaptive, as always below 64 frames" in str(last)
+    pool.resize(SET * PAGE)
+    read(space, pages)
+    assert pool.stats().policy_mode != "adaptive"
 
 
 # ---- deaths and damage -------------------------------------------------------------

@@ -59,6 +59,7 @@ def test_the_core_has_the_numbers_of_the_events() -> None:
     assert core == {
         "KIND_REAPED": names.EventKind.REAPED, "REASON_DIED": names.EventReason.DIED,
         "KIND_MODE": names.EventKind.MODE_CHANGED, "REASON_DUEL": names.EventReason.DUEL,
+        "REASON_SMALL": names.EventReason.SMALL,
     }  # fmt: skip
 
 

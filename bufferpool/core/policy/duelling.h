@@ -32,9 +32,11 @@ class Duelling {
 public:
     explicit Duelling(Duel& d) : d_(d), pages_(d.rows, DUEL_ROWS, d.index, DUEL_SLOTS, d.first_free) {}
 
+    static constexpr bool has_duel(u32 frames) { return frames >= 2 * DUEL_LEAST; }
+
     // The shift for a pool of `frames` frames: one page in 2^shift is sampled; 32: none.
     static constexpr u32 shift_of(u32 frames) {
-        return frames < 2 * DUEL_LEAST ? 32 : std::bit_width(frames) - std::bit_width(DUEL_LEAST);
+        return has_duel(frames) ? std::bit_width(frames) - std::bit_width(DUEL_LEAST) : 32;
     }
     static constexpr bool samples(u32 shift, u32 page) { return shift < 32 && is_sampled(page, shift); }
 

@@ -8,14 +8,22 @@
 
 namespace bp {
 
-constexpr u32 KIND_MODE = 14, REASON_DUEL = 21;  // of bufferpool/figures/names.py
+constexpr u32 KIND_MODE = 14, REASON_DUEL = 21, REASON_SMALL = 27;  // of bufferpool/figures/names.py
 
 constexpr u32 HITS_A_MISS = 16;  // the most hits that one miss gives to the duel
 
-inline void count_mode_change(Segment& s, u32 mode) {
+inline void count_mode_change(Segment& s, u32 mode, u32 reason = REASON_DUEL) {
     s.counters().mode_changes.add_relaxed(1);
     u32 budget = s.header->budget_frames.load_relaxed();
-    post_event(s, {KIND_MODE, REASON_DUEL, 0, budget, budget, double(mode)});
+    post_event(s, {KIND_MODE, reason, 0, budget, budget, double(mode)});
+}
+
+// Ends the mode of a pool whose budget has become too small for a duel, which alone could end it.
+inline void leave_mode(Segment& s, Alr<PoolEnv>& policy) {
+    PolicyState& state = s.header->policy;
+    if (policy.mode() == MODE_ADAPTIVE || Duelling::has_duel(state.frames)) return;
+    policy.set_mode(MODE_ADAPTIVE, state.cold_target);
+    count_mode_change(s, MODE_ADAPTIVE, REASON_SMALL);
 }
 
 // Gives the duel the hits that clients have added since the last call, the oldest first. Overwritten hits are lost.
@@ -41,6 +49,7 @@ inline void duel(Segment& s, Alr<PoolEnv>& policy, u32 page, u64 e, bool once) {
     bool evicted = ghost_of(e) != Ghost::NONE && full;
     if (duelling.reference(policy, s.header->policy, page, once ? u32(SAMPLE_ONCE) : 0, true, evicted))
         count_mode_change(s, policy.mode());
+    leave_mode(s, policy);
 }
 
 }  // namespace bp
