@@ -85,7 +85,7 @@ class Database:
         Otherwise a snapshot: it sees what was committed when it began, and nothing later.
         ``latest``: not a snapshot; each read sees what is committed at that moment, durable or not.
 
-        Raises Busy, LogFailed, DatabaseClosed.
+        Raises Busy, LogFailed, LogCorrupt, DatabaseClosed.
         """
         self._must_be_open()
         if not write:

@@ -193,13 +193,14 @@ class Engine:
     # ---- after a death ---------------------------------------------------------------
 
     def settle(self) -> State:
-        """Completes what a dead writer began, under the write lock. Returns the new state. Raises LogFailed."""
+        """Completes what a dead writer began, under the write lock. Returns the new state. Raises LogFailed, LogCorrupt."""
         self.must_work()
         state = self.shared.current()
         if state.rotating:
             point("settle.rotating")
             start = state.rotating if os.path.exists(self.log.path(state.rotating)) else state.segment
             state = self.shared.set_state(state, segment=start, inode=self.log.identity(start), rotating=0)
+        self.log.must_have(state.segment, state.published)
         end = self.log.end(state.segment)
         if end == state.published:
             return state

@@ -223,6 +223,15 @@ class Log:
         """The LSN at which the segment's file ends, including an incomplete record."""
         return segment + os.fstat(self.fd(segment)).st_size - SEGMENT_BYTES
 
+    def must_have(self, segment: int, lsn: int) -> None:
+        """Raises LogCorrupt if another program has removed the segment's file, or cut it off below ``lsn``."""
+        end, removed = self.end(segment), not os.fstat(self.fd(segment)).st_nlink
+        if removed or end < lsn:
+            raise LogCorrupt(
+                f"another program has {'removed' if removed else 'cut off'} the log {self.path(segment)}, and commits would be lost: "
+                "copy what you need, from transactions that read, before the database is closed"
+            )
+
     def truncate(self, segment: int, lsn: int) -> None:
         os.ftruncate(self.fd(segment), lsn - segment + SEGMENT_BYTES)
 

@@ -169,6 +169,25 @@ def test_a_torn_tail_is_cut_and_a_hole_in_the_log_is_not_ignored(open_db: OpenDa
         open_db()
 
 
+@pytest.mark.parametrize("how", ["cut", "removed"])
+def test_a_log_that_another_program_spoils_takes_no_more_commits(open_db: OpenDatabase, how: str) -> None:
+    """A commit after that was acknowledged: behind a hole, at which the recovery cut the log off, or in a file without a name."""
+    db = open_db()
+    rows = fill(db, 100)
+    path = db._engine.log.path(db._engine.log.segments()[0])
+    if how == "cut":
+        os.truncate(path, os.path.getsize(path) - 50)
+    else:
+        os.unlink(path)
+    for _ in range(2):
+        with pytest.raises(toydb.LogCorrupt, match=f"another program has {how}"):
+            db.begin(write=True)
+        with pytest.raises(toydb.LogCorrupt, match=f"another program has {how}"):
+            db.checkpoint()
+    with db.begin() as txn:
+        assert dict(txn.table("t").scan()) == rows
+
+
 @pytest.mark.parametrize("change", [-5000, -100, 100])
 def test_a_data_file_that_was_growing(open_db: OpenDatabase, change: int) -> None:
     """A power failure leaves a file whose last pages are there in part, or not at all."""
