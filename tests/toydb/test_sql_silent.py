@@ -48,6 +48,11 @@ def test_another_connection_completes_a_trigger_too(connect):
         ("CREATE VIRTUAL TABLE a USING toydb(x UNIQUE ON CONFLICT ROLLBACK)", "ON CONFLICT ROLLBACK"),
         ("ALTER TABLE t ADD COLUMN x NOT NULL ON CONFLICT IGNORE DEFAULT 1", "ON CONFLICT IGNORE"),
         ("PRAGMA foreign_keys = ON", "does not enforce foreign keys"),
+        ("PRAGMA foreign_keys = +1", "does not enforce foreign keys"),
+        ("PRAGMA foreign_keys = 0x1", "does not enforce foreign keys"),
+        ('PRAGMA "user_version" = 7', "lost with the connection"),
+        ("PRAGMA count_changes = 1", "changes\\(\\)"),
+        ("PRAGMA journal_mode = OFF", "rolled back"),
         ("PRAGMA main.foreign_keys(1)", "does not enforce foreign keys"),
         ("SELECT * FROM sqlite_sequence", "max\\(rowid\\)"),
     ],
@@ -68,7 +73,8 @@ def test_what_says_the_default_is_accepted(con):
 DESCRIBED = """
     CREATE TABLE other(id INTEGER PRIMARY KEY);
     CREATE TABLE item(code TEXT, size INTEGER, price REAL NOT NULL DEFAULT 1.5, owner REFERENCES other(id) ON DELETE CASCADE,
-                      PRIMARY KEY(size, code), UNIQUE(owner, price));
+                      PRIMARY KEY(size, code), UNIQUE(owner, price)) WITHOUT ROWID;
+    CREATE TABLE user_version(foreign_keys);
     CREATE INDEX by_price ON item(price DESC, code COLLATE NOCASE)
 """
 
@@ -78,7 +84,8 @@ DESCRIBED = """
     [
         "table_info(item)", "main.table_info('item')", "table_xinfo = item", 'index_list("item")', "index_info(by_price)",
         "index_xinfo(by_price)", "index_info(sqlite_autoindex_item_1)", "foreign_key_list(item)", "table_info(absent)",
-        "table_info(other)", "index_list(other)",
+        "table_info(other)", "index_list(other)", "index_info(sqlite_autoindex_item_2)", "index_xinfo(SQLITE_autoindex_item_1)",
+        "table_info(user_version)",
     ],
 )  # fmt: skip
 def test_a_table_is_described_as_sqlite_describes_it(con, pragma):
@@ -95,10 +102,35 @@ def test_a_table_is_described_as_sqlite_describes_it(con, pragma):
     )
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT m.name, i.* FROM sqlite_schema m, pragma_table_info(m.name) i WHERE m.name IN ('item', 'other')",
+        "SELECT l.name, i.name FROM pragma_index_list('item') l JOIN pragma_index_info(l.name) i",
+        "SELECT i.name FROM pragma_table_info(o.name) i, (SELECT 'item' AS name UNION SELECT 'other') o",
+        "SELECT name FROM pragma_table_info WHERE arg = 'item' AND pk",
+        "SELECT name FROM pragma_table_info('item') WHERE arg = 'other'",
+        "SELECT name FROM pragma_table_info WHERE arg IN ('item', 'other')",
+        "SELECT name, arg, schema FROM pragma_table_info('item', 'main')",
+        "SELECT count(*) FROM pragma_table_info WHERE arg LIKE 'item'",
+    ],
+)
+def test_a_join_gives_the_name_of_the_table(con, query):
+    """The function came first in the join, without its argument, and the answer was empty."""
+    ordinary = apsw.Connection(":memory:")
+    for connection in (con, ordinary):
+        connection.execute(DESCRIBED)
+    assert sorted(rows(con, query)) == sorted(rows(ordinary, query))
+
+
 def test_temporary_and_attached_tables_are_described_by_sqlite(con):
     con.execute(f"{TABLE}; CREATE TEMP TABLE t(mine); ATTACH ':memory:' AS far; CREATE TABLE far.away(x PRIMARY KEY)")
     assert [row[1] for row in rows(con, "PRAGMA table_info(t)")] == ["mine"]
-    assert [row[1] for row in rows(con, "PRAGMA main.table_info(t)")] == ["id", "name", "n"]
+    assert [(name, key) for _, name, *_, key in rows(con, "PRAGMA main.table_info(t)")] == [
+        ("id", 1),
+        ("name", 0),
+        ("n", 0),
+    ]
     assert [row[1] for row in rows(con, "PRAGMA far.table_info(away)")] == ["x"]
     assert len(rows(con, "PRAGMA far.index_list(away)")) == 1
 
@@ -126,6 +158,40 @@ def both(con, script):
 
 
 SAME = {
+    "names that differ in the case of letters that are not ASCII": """
+        CREATE TABLE É(ü DEFAULT 'ß', Ü); CREATE TABLE é(a DEFAULT 5, b); INSERT INTO É(Ü) VALUES(1); INSERT INTO é(b) VALUES(2);
+        SELECT * FROM É; SELECT * FROM é; ALTER TABLE é RENAME TO \u212a; CREATE TABLE k(x); INSERT INTO k VALUES(3); SELECT * FROM \u212a;
+        CREATE INDEX Ö ON É(ü); CREATE INDEX ö ON É(Ü); DROP INDEX Ö; PRAGMA index_list(É)""",
+    "names with characters that are no letters": """
+        CREATE TABLE "cafe\u0301"("a\u00a0" DEFAULT 1, \U0001f600\U0001f600 DEFAULT 5, b); INSERT INTO cafe\u0301(b) VALUES(2);
+        INSERT INTO cafe\u0301(a\u00a0) VALUES(3); INSERT INTO cafe\u0301(\U0001f600\U0001f600, b) VALUES(4, 4);
+        \ufeffINSERT INTO cafe\u0301(b) VALUES(5); SELECT * FROM cafe\u0301; CREATE TABLE 'it''s'(a, b DEFAULT 6);
+        INSERT INTO "it's"(a) VALUES(1); SELECT * FROM 'it''s'; PRAGMA table_info('it''s')""",
+    "triggers and indexes that are called as a table or a view is": """
+        CREATE TABLE t(a, b DEFAULT 5); CREATE TEMP TABLE w(a); CREATE INDEX temp.t ON w(a);
+        CREATE TEMP TRIGGER t AFTER INSERT ON w BEGIN SELECT 1; END; INSERT INTO t(a) VALUES(1); SELECT * FROM t; PRAGMA table_info(t);
+        CREATE VIEW v AS SELECT a FROM t; CREATE TRIGGER IF NOT EXISTS v INSTEAD OF INSERT ON v BEGIN INSERT INTO t(a) VALUES(new.a); END;
+        INSERT INTO v VALUES(2); CREATE TRIGGER u INSTEAD OF DELETE ON v BEGIN SELECT 1; END; CREATE VIEW IF NOT EXISTS u AS SELECT b FROM t;
+        CREATE TABLE IF NOT EXISTS u(x); SELECT * FROM u; CREATE TRIGGER IF NOT EXISTS v INSTEAD OF INSERT ON v BEGIN SELECT 1; END;
+        INSERT INTO v VALUES(3); SELECT * FROM t""",
+    "temporary objects that are not called so": """
+        CREATE TABLE t(a, b DEFAULT 5); INSERT INTO t(a) VALUES(1); CREATE TEMP TABLE t(a, b DEFAULT 6, c); INSERT INTO t(a) VALUES(1);
+        CREATE TABLE u(a, b DEFAULT 7); ALTER TABLE t ADD COLUMN d DEFAULT 8; CREATE UNIQUE INDEX i ON t(c); INSERT INTO main.t(a) VALUES(1);
+        SELECT * FROM main.t; SELECT * FROM t; PRAGMA index_list(t); PRAGMA main.index_list(t); PRAGMA index_info(i); DROP INDEX i;
+        CREATE TRIGGER g AFTER INSERT ON t BEGIN INSERT INTO u(a) VALUES(new.a); END; INSERT INTO t(a) VALUES(2); SELECT * FROM u;
+        BEGIN; DROP TABLE t; INSERT INTO t(a) VALUES(3); ROLLBACK; INSERT INTO t(a) VALUES(3); SELECT * FROM t; SELECT * FROM main.t;
+        ALTER TABLE t RENAME TO w; SELECT * FROM t; SELECT * FROM w""",
+    "a stored trigger beside a temporary table with the name of its table": """
+        CREATE TABLE t(a, b DEFAULT 5); CREATE VIEW v AS SELECT a FROM t; CREATE TEMP TABLE t(a, b DEFAULT 6);
+        CREATE TRIGGER g INSTEAD OF INSERT ON v BEGIN INSERT INTO t(a) VALUES(new.a); END; INSERT INTO v VALUES(1);
+        CREATE TABLE other(x); INSERT INTO v VALUES(2); SELECT * FROM main.t; SELECT * FROM temp.t""",
+    "digits and types with characters that are not ASCII": """
+        CREATE TABLE t(a INTEGER PRIMARY KEY, b REAL UNIQUE, c \u0131nt); INSERT INTO t VALUES(3, 3.5, '1x'), (4, 4, '2'); CREATE INDEX i ON t(c);
+        SELECT a FROM t WHERE a = '\u0663'; SELECT a FROM t WHERE b >= '\u0663.5'; SELECT a FROM t WHERE a < '\uff14' ORDER BY a;
+        SELECT typeof(c) FROM t WHERE c > 1 ORDER BY a""",
+    "temporary tables that a pragma drops": """
+        CREATE TABLE t(a); PRAGMA temp_store = 2; BEGIN; INSERT INTO t VALUES(1); SAVEPOINT s; INSERT INTO t VALUES(2); ROLLBACK TO s; COMMIT;
+        SELECT * FROM t""",
     "a temporary trigger that inserts into a stored table": """
         CREATE TABLE t(a, b DEFAULT 5); CREATE TEMP TABLE w(a);
         CREATE TEMP TRIGGER g AFTER INSERT ON w BEGIN INSERT INTO t(a) VALUES(new.a); END;
@@ -242,3 +308,79 @@ def test_random_statements_have_the_answers_of_sqlite(tmp_path):
 def test_many_random_statements_have_the_answers_of_sqlite(tmp_path):
     for seed in range(3000):
         assert fuzz_sql.fuzz(seed, tmp_path) == ""
+
+
+def test_a_definition_that_is_only_to_be_explained_or_traced_is_not_executed(con):
+    """`explain=` and the cursor's trace were ignored, and the table was gone."""
+    con.execute(TABLE)
+    with pytest.raises(apsw.SQLError, match="explain"):
+        con.execute("DROP TABLE t", explain=1)
+    seen = []
+    cursor = con.cursor()
+    cursor.exec_trace = lambda cursor, *given: bool(seen.append((cursor.get_description(), *given)))
+    with pytest.raises(apsw.ExecTraceAbort):
+        cursor.execute("DROP TABLE t")
+    assert seen == [((), "DROP TABLE t", None)]
+    assert [schema.name for schema in con.tables()] == ["t"]
+
+
+def connected(con):
+    """What some methods say of a table."""
+    con.execute(
+        "CREATE TABLE t(a INTEGER PRIMARY KEY AUTOINCREMENT, b TEXT COLLATE NOCASE NOT NULL); CREATE TEMP TABLE u(a REAL)"
+    )
+    asked = (("t", "a"), ("t", "b"), ("u", "a"))
+    return (
+        [con.column_metadata(None, table, column) for table, column in asked],
+        con.pragma("table_info", "t"),
+        con.pragma("encoding"),
+    )
+
+
+def test_methods_answer_for_the_stored_tables(con):
+    """They asked SQLite's own database: `pragma` did not pass through the statements that are rewritten or refused."""
+    assert connected(con) == connected(apsw.Connection(":memory:"))
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda con: con.pragma("foreign_keys", True), "does not enforce foreign keys"),
+        (lambda con: con.pragma("user_version", 5), "lost with the connection"),
+        (lambda con: con.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1), "does not enforce foreign keys"),
+        (lambda con: con.serialize("main"), "copy its files"),
+        (lambda con: con.backup("main", apsw.Connection(":memory:"), "main"), "INSERT"),
+        (lambda con: con.deserialize("main", b""), "INSERT"),
+        (lambda con: con.set_update_hook(print), "no row"),
+        (lambda con: con.set_commit_hook(lambda: True), "refuse nothing"),
+        (lambda con: con.set_busy_handler(print), "set_busy_timeout"),
+        (lambda con: con.data_version(), "empty database"),
+        (lambda con: con.create_collation("nocase", lambda one, two: 0), "another name"),
+    ],
+)
+def test_a_method_that_would_act_on_another_database_is_refused(con, call, told):
+    """A commit hook that returned True raised ConstraintError, and the transaction was committed all the same."""
+    with pytest.raises(apsw.SQLError, match=told):
+        call(con)
+
+
+def test_the_pragma_for_the_time_to_wait_counts(connect):
+    """It was accepted, and a writer waited for the five seconds of before; it told 0, and they were 5000."""
+    one, two = connect(), connect()
+    assert one.pragma("busy_timeout") == 5000
+    one.execute("CREATE TABLE t(a); PRAGMA busy_timeout = 0")
+    assert (one.session.timeout_s, two.session.timeout_s) == (0, 5)
+    assert one.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0) == 0
+
+
+def test_the_hooks_of_new_connections_are_called(connect, monkeypatch):
+    """APSW's recommended hooks set a timeout, for which it was too early, and foreign keys, which the check of rows then enforced."""
+    hooks = [lambda con: con.set_busy_timeout(1), lambda con: con.pragma("foreign_keys", True)]
+    monkeypatch.setattr(apsw, "connection_hooks", hooks)
+    con = connect()
+    assert (con.pragma("busy_timeout"), con.pragma("foreign_keys")) == (5000, 0)
+    con.execute(
+        "CREATE TABLE p(id INTEGER PRIMARY KEY); CREATE TABLE c(id REFERENCES p CHECK(id > 0)); INSERT INTO c VALUES(5)"
+    )
+    con.execute("ALTER TABLE c ADD COLUMN more DEFAULT 1")
+    assert rows(con, "SELECT * FROM c") == [(5, 1)]

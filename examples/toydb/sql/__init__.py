@@ -21,12 +21,14 @@ import apsw
 
 from toydb.database import Database
 from toydb.sql import check, ddl, parsing, pragma, refused
+from toydb.sql.keys import COLLATIONS
 from toydb.sql.parsing import ANY_OPERANDS, Statement
 from toydb.sql.schemas import Schema
 from toydb.sql.session import Pages, SchemaChanged, Session
 
 MOST_REWRITTEN = 500
 CHANGES = ("INSERT", "REPLACE", "UPDATE", "DELETE")
+CONFIGURES = {apsw.SQLITE_DBCONFIG_ENABLE_FKEY: "foreign_keys", apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA: "writable_schema"}
 
 
 def connect(path: str | os.PathLike[str], **options: Any) -> "Connection":
@@ -37,7 +39,7 @@ def connect(path: str | os.PathLike[str], **options: Any) -> "Connection":
     return Connection(Database.open(path, **options), owns=True)
 
 
-class Connection(apsw.Connection):
+class Connection(refused.Calls):
     """A SQL connection to an open toydb database, which it closes at the end if it ``owns`` it."""
 
     def __init__(self, database: Database, *, owns: bool = False) -> None:
@@ -52,6 +54,8 @@ class Connection(apsw.Connection):
         self.create_scalar_function("total_changes", self.total_changes, 0)
         self.cursor_factory = Cursor
         self.catalog.attach()
+        self.set_busy_timeout(5000)
+        super().config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0)
 
     def close(self, force: bool = False) -> None:
         """Roll back what is not committed, and close."""
@@ -78,7 +82,37 @@ class Connection(apsw.Connection):
     def set_busy_timeout(self, milliseconds: int) -> None:
         """How long a writer waits for another one."""
         super().set_busy_timeout(milliseconds)
-        self.session.timeout_s = milliseconds / 1000
+        if hasattr(self, "session"):  # (apsw.connection_hooks are called before)
+            self.session.timeout_s = milliseconds / 1000
+
+    def config(self, op: int, *args: int) -> int:
+        """As in APSW; refuses what :func:`refused.refuse` refuses as a pragma."""
+        if op in CONFIGURES and args and args[0] > 0:
+            self.execute(f"PRAGMA {CONFIGURES[op]} = 1")
+        return super().config(op, *args)
+
+    def pragma(self, name: str, value: Any = None, *, schema: str | None = None) -> Any:
+        """As in APSW: the answer of a PRAGMA with as little around it as possible."""
+        place = "" if schema is None else f"{parsing.quote(schema)}."
+        set_to = "" if value is None else f"({apsw.format_sql_value(value)})"
+        return self.execute(f"PRAGMA {place}{name}{set_to}").get
+
+    def column_metadata(
+        self, dbname: str | None, table_name: str, column_name: str
+    ) -> tuple[str, str, bool, bool, bool]:
+        """As in APSW: the type and collation of a column, and whether it is NOT NULL, of the key, and AUTOINCREMENT."""
+        ours = dbname is None or parsing.fold(dbname) in parsing.OURS
+        hidden = not ours or (dbname is None and self.catalog.is_temporary(table_name))
+        table = None if hidden else self.catalog.find(table_name)
+        if table is None:
+            return super().column_metadata(dbname, table_name, column_name)
+        return table.column_metadata(column_name)
+
+    def create_collation(self, name: str, callback: Any) -> None:
+        """As in APSW, for ORDER BY and comparisons. SQLite's own collations, by which keys are ordered, stay as they are."""
+        if name.upper() in COLLATIONS:
+            raise apsw.SQLError(f"keys are ordered by {name.upper()} as SQLite has it: give the collation another name")
+        super().create_collation(name, callback)
 
     def changes(self) -> int:
         """Rows changed by the last INSERT, UPDATE or DELETE."""
@@ -100,25 +134,33 @@ class Connection(apsw.Connection):
         """Checks the database: its pages and trees, then its tables and indexes. Returns the faults, one sentence each."""
         return list(self.database.check()) or check.check(self.session, self.tables())
 
-    def rewrite(self, statement: Statement) -> str:
-        """Adds the defaults of the omitted columns to an INSERT; lets toydb answer a PRAGMA about its tables."""
+    def forget_rewritten(self) -> None:
+        """Called before each statement after which a name may be that of another table."""
+        self._rewritten.clear()
+
+    def rewrite(self, statement: Statement, *, stored: bool = False) -> str:
+        """Adds the defaults of the omitted columns to an INSERT; lets toydb answer a PRAGMA about its tables.
+
+        ``stored``: it is in a stored trigger, and means stored tables only.
+        """
         if statement.kind == "PRAGMA":
             return pragma.as_select(statement)
-        if statement.kind == "CREATE TRIGGER" and statement.elsewhere:
+        if statement.kind == "CREATE TRIGGER":  # a temporary one
             return self.catalog.temporary_trigger(statement)
         if statement.kind != "INSERT":
             return statement.sql
-        table, schema, text = self._rewritten.get(statement.sql, ("", None, ""))
+        table, schema, text = ("", None, "") if stored else self._rewritten.get(statement.sql, ("", None, ""))
         if table and self.catalog.find(table) is schema:
             return text
         target = parsing.insert_target(statement)
-        if target is None or (not target.qualified and self.catalog.is_temporary(target.table)):
+        if target is None or (not (stored or target.qualified) and self.catalog.is_temporary(target.table)):
             return statement.sql
         schema = self.catalog.find(target.table)
         text = statement.sql if schema is None else _complete(statement, target, schema)
         if len(self._rewritten) >= MOST_REWRITTEN:
             self._rewritten.clear()
-        self._rewritten[statement.sql] = (target.table, schema, text)
+        if not stored:
+            self._rewritten[statement.sql] = (target.table, schema, text)
         return text
 
 
@@ -130,8 +172,8 @@ def _complete(statement: Statement, target: parsing.Target, schema: Schema) -> s
         )
     if target.columns is None and statement.word(target.source) != "DEFAULT":
         return statement.sql
-    given = {name.lower() for name in target.columns or ()}
-    defaults = {name: value for name, value in schema.defaults().items() if name.lower() not in given}
+    given = {parsing.fold(name) for name in target.columns or ()}
+    defaults = {name: value for name, value in schema.defaults().items() if parsing.fold(name) not in given}
     return parsing.with_defaults(statement, target, defaults) if defaults else statement.sql
 
 
@@ -182,9 +224,13 @@ class Cursor(apsw.Cursor):
 
     def _execute(self, statement: Statement, bindings: Any, options: dict[str, Any]) -> "Cursor":
         connection = self._here()
+        statement = connection.catalog.located(statement)
         refused.refuse(statement)
+        if statement.kind not in refused.HARMLESS:
+            connection.forget_rewritten()
         define: Callable[[Statement, Any], None] | None = connection.catalog.handlers.get(statement.kind)
         if define is not None and not statement.elsewhere:
+            self._must_allow(statement, bindings, options)
             try:
                 define(statement, bindings)
             except apsw.SQLError as error:
@@ -207,9 +253,31 @@ class Cursor(apsw.Cursor):
                 connection.session.operands = ANY_OPERANDS
         if statement.elsewhere and statement.kind in ("CREATE VIEW", "CREATE TRIGGER"):
             connection.catalog.has_views = True
+        if statement.kind == "PRAGMA":
+            self._after_pragma(connection, statement.pragma.name)
         if statement.kind == "BEGIN" and statement.word(1) in ("IMMEDIATE", "EXCLUSIVE"):
             connection.catalog.begin_write()
         return self
+
+    def _must_allow(self, statement: Statement, bindings: Any, options: dict[str, Any]) -> None:
+        """Asks what may keep SQLite from executing a statement, for a definition, which this module executes itself."""
+        if options.get("explain", -1) > 0:
+            raise apsw.SQLError("toydb cannot explain a definition, only execute it: leave out explain=")
+        trace = self.exec_trace
+        if trace is not None:  # it may look at the cursor, so that APSW has to call it
+            self.exec_trace = lambda cursor, *_: trace(cursor, statement.sql, bindings)
+            try:
+                super().execute("PRAGMA shrink_memory")
+            finally:
+                self.exec_trace = trace
+
+    @staticmethod
+    def _after_pragma(connection: Connection, name: str) -> None:
+        """Follows pragmas that change more than SQLite's own database."""
+        if name == "BUSY_TIMEOUT":
+            connection.session.timeout_s = connection.catalog.sqlite("PRAGMA busy_timeout").get / 1000
+        elif name in ("TEMP_STORE", "TEMP_STORE_DIRECTORY"):
+            connection.catalog.make_transaction_table()
 
     def _run(self, connection: Connection, sql: str, bindings: Any, options: dict[str, Any], kind: str) -> None:
         if kind in ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "ROLLBACK TO"):

@@ -15,8 +15,8 @@ import apsw
 
 from toydb.sql import parsing
 from toydb.sql.cursor import whole
-from toydb.sql.parsing import Statement, quote
-from toydb.sql.schemas import Row, Schema
+from toydb.sql.parsing import Statement, fold, quote
+from toydb.sql.schemas import Row, Schema, scratch
 from toydb.sql.session import Work
 from toydb.sql.virtual import SEQUENCE
 
@@ -30,14 +30,14 @@ def alter(catalog: "Catalog", work: Work, statement: Statement) -> None:
     if old is None:  # a temporary table
         catalog.sqlite(statement.sql)
         return
-    if old.name.lower() == "toydb_schema":
+    if fold(old.name) == "toydb_schema":
         raise apsw.SQLError(f"table {old.name} may not be altered")
     rows = work.txn.table(old.storage)
     first = next((whole(old, key, record) for key, record in rows.scan()), None)
     new = _altered(old, statement.rest(statement.at), first)
     if statement.word(statement.at) != "ADD":
         _refuse_mentioned(catalog, old)
-    if new.name.lower() != old.name.lower():
+    if fold(new.name) != fold(old.name):
         if catalog.exists(new.name):
             raise apsw.SQLError(f"there is already another table or view with this name: {new.name}")
         _rename(work, old, new)
@@ -48,20 +48,20 @@ def alter(catalog: "Catalog", work: Work, statement: Statement) -> None:
 
 def _altered(old: Schema, change: str, row: Row | None) -> Schema:
     """The schema after ``ALTER TABLE name change``, by SQLite, which looks at a row too."""
-    scratch = apsw.Connection(":memory:")
+    made = scratch()
     for sql in (old.sql, *old.index_sqls):
-        scratch.execute(sql)
+        made.execute(sql)
     if row is not None:
-        scratch.execute(f"INSERT INTO {quote(old.name)} VALUES({', '.join('?' * len(row))})", row)
-    scratch.execute(f"ALTER TABLE {quote(old.name)} {change}")
+        made.execute(f"INSERT INTO {quote(old.name)} VALUES({', '.join('?' * len(row))})", row)
+    made.execute(f"ALTER TABLE {quote(old.name)} {change}")
     listed = "SELECT sql FROM sqlite_schema WHERE type = '{}' AND sql NOT NULL AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid"
-    table, indexes = (scratch.execute(listed.format(kind)).fetchall() for kind in ("table", "index"))
+    table, indexes = (made.execute(listed.format(kind)).fetchall() for kind in ("table", "index"))
     return Schema(str(table[0][0]), [str(sql) for (sql,) in indexes])
 
 
 def _refuse_mentioned(catalog: "Catalog", table: Schema) -> None:
     for kind, name, sql in catalog.definitions():
-        if any(token.name.lower() == table.name.lower() for token in parsing.tokenize(sql)):
+        if any(fold(token.name) == fold(table.name) for token in parsing.tokenize(sql)):
             raise apsw.SQLError(f"{kind} {name} uses {table.name}: drop it, alter the table, and create it again")
 
 

@@ -10,19 +10,21 @@ Views and their triggers are rows of an ordinary toydb table, ``toydb_schema``.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import apsw
 
 from toydb.errors import NoSuchTable, TableExists
 from toydb.sql import alter
-from toydb.sql.parsing import OURS, Statement, quote, script, trigger_body
+from toydb.sql.parsing import OURS, Statement, fold, quote, script, target, trigger_body
 from toydb.sql.schemas import Schema
 from toydb.sql.session import Session, Work
 from toydb.sql.virtual import SEQUENCE, VirtualTable
 
 DEFINITIONS = "toydb_schema"
 _CREATE_DEFINITIONS = f"CREATE TABLE {DEFINITIONS}(type TEXT, name TEXT, sql TEXT NOT NULL, PRIMARY KEY(type, name))"
+TABLES = "'table', 'view'"  # what SQLite keeps in one list of names
 _ENLIST = "DELETE FROM temp.toydb_transaction WHERE 0"
 
 
@@ -91,7 +93,7 @@ class Module:
     def Connect(
         self, connection: apsw.Connection, _module: str, _database: str, name: str, *_columns: str
     ) -> tuple[str, VirtualTable]:
-        self._catalog.known.pop(name.lower(), None)  # a table that a ROLLBACK removed may still be in use
+        self._catalog.known.pop(fold(name), None)  # a table that a ROLLBACK removed may still be in use
         schema = self._catalog.find(name)
         if schema is None:
             raise apsw.SQLError(f"no such table: {name}")
@@ -100,7 +102,7 @@ class Module:
     def _declare(self, connection: apsw.Connection, schema: Schema) -> tuple[str, VirtualTable]:
         connection.vtab_config(apsw.SQLITE_VTAB_CONSTRAINT_SUPPORT, 1)
         table = DefinedTable(connection, self._catalog, schema)
-        self._catalog.known[schema.name.lower()] = table
+        self._catalog.known[fold(schema.name)] = table
         return schema.declaration(), table
 
 
@@ -112,8 +114,8 @@ class DefinedTable(VirtualTable):
         self._catalog = catalog
 
     def Disconnect(self) -> None:
-        if self._catalog.known.get(self.schema.name.lower()) is self:
-            del self._catalog.known[self.schema.name.lower()]
+        if self._catalog.known.get(fold(self.schema.name)) is self:
+            del self._catalog.known[fold(self.schema.name)]
 
     def Destroy(self) -> None:
         self.Disconnect()
@@ -128,7 +130,7 @@ class Catalog:
         self,
         connection: apsw.Connection,
         session: Session,
-        rewrite: Callable[[Statement], str] = lambda one: one.sql,
+        rewrite: Callable[..., str] = lambda one, **_: one.sql,
         check: Callable[[], list[str]] = list,
     ) -> None:
         self._connection = connection
@@ -158,8 +160,12 @@ class Catalog:
         create = self._connection.create_module
         create("toydb", cast(Any, Module(self)), use_bestindex_object=True, use_no_change=True, iVersion=2)
         create("toydb_transaction", cast(Any, Enlist(self.session)), use_bestindex_object=True, iVersion=2)
-        self.sqlite("CREATE VIRTUAL TABLE temp.toydb_transaction USING toydb_transaction")
+        self.make_transaction_table()
         self.refresh()
+
+    def make_transaction_table(self) -> None:
+        """Makes the table that enlists the session, at first and where SQLite has dropped all that is temporary."""
+        self.sqlite("CREATE VIRTUAL TABLE IF NOT EXISTS temp.toydb_transaction USING toydb_transaction")
 
     # -- what is there ---------------------------------------------------------------------
 
@@ -169,12 +175,12 @@ class Catalog:
 
     def find(self, name: str) -> Schema | None:
         """The schema of a table, or None."""
-        known = self.known.get(name.lower())
+        known = self.known.get(fold(name))
         if known is not None:
             return known.schema
         with self.session.reading() as work:
             try:
-                return self._stored(work, "table:" + name.lower())
+                return self._stored(work, "table:" + fold(name))
             except NoSuchTable:
                 return None
 
@@ -183,7 +189,7 @@ class Catalog:
 
     def refresh(self) -> bool:
         """Updates SQLite's schema from the stored one; returns whether anything changed."""
-        stored = {schema.name.lower(): schema for schema in self.tables()}
+        stored = {fold(schema.name): schema for schema in self.tables()}
         listed = self.sqlite("SELECT lower(name) FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL TABLE%'").fetchall()
         there = {str(name) for (name,) in listed}
         changed = False
@@ -208,23 +214,38 @@ class Catalog:
         found = []
         for row in self.sqlite("PRAGMA table_list").fetchall():
             where, called, kind, *_ = row
-            if str(called).startswith("toydb_") or (name is not None and str(called).lower() != str(name).lower()):
+            if str(called).startswith("toydb_") or (name is not None and fold(str(called)) != fold(str(name))):
                 continue
-            if place is not None and where != ("main" if str(place).lower() in OURS else str(place).lower()):
+            if place is not None and where != ("main" if fold(str(place)) in OURS else fold(str(place))):
                 continue
             schema = self.find(str(called)) if where == "main" and kind == "virtual" else None
             found.append(row if schema is None else (where, *schema.listed()))
         return found
 
-    def is_temporary(self, name: str) -> bool:
-        """Whether a temporary table or view of this connection hides the stored one."""
-        return bool(self.sqlite("SELECT 1 FROM sqlite_temp_schema WHERE lower(name) = lower(?)", (name,)).fetchall())
+    def is_temporary(self, name: str, kinds: str = TABLES) -> bool:
+        """Whether a temporary table or view of this connection hides the stored one. (Triggers and indexes have names of their own.)"""
+        query = f"SELECT 1 FROM sqlite_temp_schema WHERE type IN ({kinds}) AND lower(name) = lower(?)"
+        return bool(self.sqlite(query, (name,)).fetchall())
+
+    def located(self, statement: Statement) -> Statement:
+        """The statement, ``elsewhere`` if its name is that of a temporary object, for which SQLite looks first."""
+        if statement.elsewhere or len(statement.names) != 1:
+            return statement
+        if statement.kind == "ALTER TABLE":
+            temporary = self.is_temporary(statement.name)
+        elif statement.kind == "DROP INDEX":
+            temporary = self.is_temporary(statement.name, "'index'")
+        elif statement.kind in ("CREATE INDEX", "CREATE TRIGGER"):
+            temporary = self.is_temporary(target(statement))
+        else:
+            return statement
+        return replace(statement, elsewhere=temporary)
 
     def temporary_trigger(self, statement: Statement) -> str:
         """What SQLite is given for a temporary trigger, which may change stored tables."""
-        sql = self._executed(statement.sql)
-        if not statement.if_exists or statement.name.lower() not in self._temporary_triggers():
-            self._triggers[statement.name.lower()] = statement, sql
+        sql = self._executed(statement.sql, stored=False)
+        if not statement.if_exists or fold(statement.name) not in self._temporary_triggers():
+            self._triggers[fold(statement.name)] = statement, sql
         return sql
 
     def _temporary_triggers(self) -> set[str]:
@@ -239,7 +260,7 @@ class Catalog:
         for name, (statement, executed) in list(self._triggers.items()):
             if name not in there:
                 continue  # it was dropped, perhaps in a transaction that may be rolled back
-            sql = self._executed(statement.sql)
+            sql = self._executed(statement.sql, stored=False)
             if sql != executed:
                 self.sqlite(f"DROP TRIGGER temp.{quote(name)}")
                 self.sqlite(sql)
@@ -259,14 +280,17 @@ class Catalog:
         self._refresh_temporary()
         return known != wanted
 
-    def _executed(self, sql: str) -> str:
-        """What SQLite is given for a stored definition: a trigger's INSERTs get the defaults of the columns they omit."""
+    def _executed(self, sql: str, *, stored: bool = True) -> str:
+        """What SQLite is given for a definition: a trigger's INSERTs get the defaults of the columns they omit.
+
+        A stored trigger means stored tables, even if temporary ones have their names.
+        """
         statement = script(sql)[0]
         if statement.kind != "CREATE TRIGGER":
             return sql
         out, end = "", 0
         for part in trigger_body(statement):
-            out += sql[end : part.start] + self._rewrite(part.statement)
+            out += sql[end : part.start] + self._rewrite(part.statement, stored=stored)
             end = part.end
         return out + sql[end:]
 
@@ -392,9 +416,9 @@ class Catalog:
         self.create_storage(schema)
         self._learn(schema)
 
-    def exists(self, name: str) -> bool:
-        rows = self.sqlite("SELECT 1 FROM sqlite_schema WHERE lower(name) = lower(?)", (name,)).fetchall()
-        return bool(rows)
+    def exists(self, name: str, kinds: str = TABLES) -> bool:
+        query = f"SELECT 1 FROM sqlite_schema WHERE type IN ({kinds}) AND lower(name) = lower(?)"
+        return bool(self.sqlite(query, (name,)).fetchall())
 
     def _create_index(self, statement: Statement, _bindings: Any) -> None:
         at = statement.at
@@ -404,13 +428,13 @@ class Catalog:
             table = self.find(statement.tokens[at + 1].name)
             if table is None:
                 raise apsw.SQLError(f"no such table: {statement.tokens[at + 1].name}")
-            if f"index:{statement.name.lower()}" in work.txn.tables():
+            if f"index:{fold(statement.name)}" in work.txn.tables():
                 if statement.if_exists:
                     return
                 raise apsw.SQLError(f"index {quote(statement.name)} already exists")
             unique = "UNIQUE " if statement.word(1) == "UNIQUE" else ""
             changed = table.with_index(f"CREATE {unique}INDEX {quote(statement.name)} {statement.rest(at)}")
-            new = next(index for index in changed.indexes if index.name.lower() == statement.name.lower())
+            new = next(index for index in changed.indexes if fold(index.name) == fold(statement.name))
             VirtualTable(self._connection, self.session, changed).add_index(work, new)
             self.change(work, table, changed)
 
@@ -418,7 +442,7 @@ class Catalog:
         with self._transaction() as work:
             for table in self.tables():
                 for index in table.indexes:
-                    if index.name.lower() != statement.name.lower():
+                    if fold(index.name) != fold(statement.name):
                         continue
                     if index.sql is None:
                         raise apsw.SQLError("index associated with UNIQUE or PRIMARY KEY constraint cannot be dropped")
@@ -447,7 +471,7 @@ class Catalog:
     def _create_definition(self, statement: Statement, _bindings: Any) -> None:
         kind = statement.kind.split()[1].lower()
         with self._transaction():
-            if statement.if_exists and self.exists(statement.name):
+            if statement.if_exists and self.exists(statement.name, TABLES if kind == "view" else "'trigger'"):
                 return
             self.sqlite(statement.sql)
             if self.find(DEFINITIONS) is None:

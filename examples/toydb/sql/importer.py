@@ -16,13 +16,13 @@ from typing import IO, Any
 import apsw
 
 from toydb.sql import Connection
-from toydb.sql.parsing import quote
+from toydb.sql.parsing import fold, quote
 
 SAMPLE_ROWS = 1000
 PROGRESS_ROWS = 500
 
-_INTEGER = re.compile(r"[+-]?\d{1,18}")
-_REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class ImportFailed(apsw.SQLError):
@@ -87,7 +87,7 @@ def _insert(connection: Connection, sql: str, path: str | os.PathLike[str], line
 
 def _columns(path: str | os.PathLike[str], header: list[str]) -> list[str]:
     columns = [name.strip() for name in header]
-    names = [name.lower() for name in columns]
+    names = [fold(name) for name in columns]
     if "" in names or len(set(names)) < len(names):
         raise ImportFailed(f"{path}: the first line should give each column a name of its own, not {header}")
     return columns

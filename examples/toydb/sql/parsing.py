@@ -9,17 +9,19 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from string import ascii_lowercase, ascii_uppercase
 from typing import NamedTuple
 
 import apsw
 
+# As in SQLite, a name may have any character that is not ASCII, be it a space or an accent of its own.
 _TOKEN = re.compile(
-    r"""(?P<space>\s+|--[^\n]*|/\*(?:.*?\*/|.*\Z))
+    r"""(?P<space>[ \t\n\f\r]+|\ufeff|--[^\n]*|/\*(?:.*?\*/|.*\Z))
       | (?P<string>'(?:[^']|'')*'?)
       | (?P<quoted>"(?:[^"]|"")*"?|`(?:[^`]|``)*`?|\[[^\]]*\]?)
-      | (?P<parameter>\?\d*|[:@$\#][\w$:]+)
-      | (?P<word>[^\W\d][\w$]*)
-      | (?P<number>\d[\w.]*)
+      | (?P<parameter>\?[0-9]*|[:@$\#][A-Za-z0-9_$:\x80-\U0010ffff]+)
+      | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*)
+      | (?P<number>[0-9][A-Za-z0-9_.]*)
       | (?P<sign>.)""",
     re.DOTALL | re.VERBOSE,
 )
@@ -39,7 +41,9 @@ class Token(NamedTuple):
     @property
     def word(self) -> str:
         """A keyword in upper case, or the sign itself."""
-        return self.text.upper() if self.kind == "word" else self.text if self.kind == "sign" else ""
+        if self.kind == "word":
+            return self.text.upper() if self.text.isascii() else self.text
+        return self.text if self.kind == "sign" else ""
 
     @property
     def name(self) -> str:
@@ -47,7 +51,15 @@ class Token(NamedTuple):
         if self.kind == "quoted":
             close = "]" if self.text[0] == "[" else self.text[0]
             return self.text[1:-1].replace(close * 2, close) if close != "]" else self.text[1:-1]
-        return self.text.strip("'") if self.kind == "string" else self.text
+        return self.text[1:-1].replace("''", "'") if self.kind == "string" else self.text
+
+
+class Pragma(NamedTuple):
+    """What a PRAGMA asks for, or sets."""
+
+    place: str | None  # of which database
+    name: str  # in upper case
+    value: str | None
 
 
 class Operands(NamedTuple):
@@ -90,12 +102,29 @@ class Statement:
     def name(self) -> str:
         return self.names[-1]
 
+    @cached_property
+    def pragma(self) -> Pragma:
+        """The parts of a PRAGMA statement."""
+        at = 3 if self.word(2) == "." else 1
+        place = self.tokens[1].name if at == 3 else None
+        name = self.tokens[at].name.upper() if at < len(self.tokens) else ""
+        value = "".join(token.name for token in self.tokens[at + 2 :] if token.word != ")")
+        return Pragma(place, name, value if self.word(at + 1) in ("(", "=") else None)
+
     def word(self, index: int) -> str:
         return self.tokens[index].word if 0 <= index < len(self.tokens) else ""
 
     def rest(self, index: int) -> str:
         """The text from a token to the end."""
         return self.sql[self.tokens[index].start :] if index < len(self.tokens) else ""
+
+
+_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
+
+
+def fold(name: str) -> str:
+    """A name as SQLite compares it: it takes only the letters of ASCII for the same in both cases."""
+    return name.translate(_SMALL)
 
 
 def quote(name: str) -> str:
@@ -154,6 +183,12 @@ def trigger_body(statement: Statement) -> list[Part]:
             found.append(Part(_statement(statement.sql, pending), pending[0].start, pending[-1].end))
             pending = []
     return found
+
+
+def target(statement: Statement) -> str:
+    """The table or view of a CREATE INDEX or CREATE TRIGGER: the name after ON."""
+    at = _top_level(statement.tokens, ("ON",), statement.at)
+    return "" if at is None or at + 1 >= len(statement.tokens) else statement.tokens[at + 1].name
 
 
 def parameters(statement: Statement) -> int:
@@ -219,7 +254,7 @@ def _definition(text: str, tokens: tuple[Token, ...], verb: str) -> Statement:
         if at + 1 < len(tokens) and tokens[at].word == ".":
             names = (names[0], tokens[at + 1].name)
             at += 2
-    if len(names) == 2 and names[0].lower() not in OURS:
+    if len(names) == 2 and fold(names[0]) not in OURS:
         temporary = True
     return Statement(text, tokens, f"{verb} {made}", at, temporary, conditional, names)
 
@@ -286,7 +321,7 @@ def insert_target(statement: Statement) -> Target | None:
     name = tokens[at].name
     qualified = statement.word(at + 1) == "."
     if qualified:
-        if name.lower() not in OURS:
+        if fold(name) not in OURS:
             return None
         name = tokens[at + 2].name if at + 2 < len(tokens) else ""
         at += 2

@@ -35,7 +35,7 @@ IS, IS_NULL, NOT_NULL = (
     apsw.SQLITE_INDEX_CONSTRAINT_ISNOTNULL,
 )
 _SIGN = {EQ: "=", IS: " IS ", GT: ">", GE: ">=", LT: "<", LE: "<=", IS_NULL: " IS NULL", NOT_NULL: " IS NOT NULL"}
-_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?\d+|[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t\n\v\f\r]*")
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?\d+|[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t\n\v\f\r]*", re.ASCII)
 
 UNCONVERTED = ""  # no affinity on either side: values are compared as they are
 SURE = (

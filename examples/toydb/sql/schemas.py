@@ -44,14 +44,14 @@ _CONSTANTS = ("NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_
 
 def affinity(declared: str) -> str:
     """A column's affinity by its declared type (SQLite, "Datatypes", section 3.1)."""
-    kind = declared.upper()
-    if "INT" in kind:
+    kind = parsing.fold(declared)
+    if "int" in kind:
         return "INTEGER"
-    if any(word in kind for word in ("CHAR", "CLOB", "TEXT")):
+    if any(word in kind for word in ("char", "clob", "text")):
         return "TEXT"
-    if not kind or "BLOB" in kind:
+    if not kind or "blob" in kind:
         return "BLOB"
-    return "REAL" if any(word in kind for word in ("REAL", "FLOA", "DOUB")) else "NUMERIC"
+    return "REAL" if any(word in kind for word in ("real", "floa", "doub")) else "NUMERIC"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,14 @@ class Index:
 
     @property
     def storage(self) -> str:
-        return "index:" + self.name.lower()
+        return "index:" + parsing.fold(self.name)
+
+
+def scratch() -> apsw.Connection:
+    """An empty database of SQLite's own, which enforces no foreign keys, whatever apsw.connection_hooks ask for."""
+    made = apsw.Connection(":memory:")
+    made.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0)
+    return made
 
 
 class Schema:
@@ -90,11 +97,11 @@ class Schema:
         self.sql = sql
         self.index_sqls = tuple(index_sqls)
         self._meta = json.dumps({"format": 1, "sql": self.sql, "indexes": self.index_sqls}).encode()
-        self._scratch = apsw.Connection(":memory:")
+        self._scratch = scratch()
         for statement in (sql, *index_sqls):
             self._scratch.execute(statement)
         self.name = str(self._one("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"))
-        self.storage = "table:" + self.name.lower()
+        self.storage = "table:" + parsing.fold(self.name)
         self.strict = bool(self._one("SELECT strict FROM pragma_table_list WHERE name = ?", self.name))
         self.columns = self._read_columns()
         self.indexes: list[Index] = []
@@ -114,7 +121,7 @@ class Schema:
         return Schema(self.sql, (*self.index_sqls, index_sql))
 
     def without_index(self, name: str) -> "Schema":
-        kept = [index.sql for index in self.indexes if index.sql and index.name.lower() != name.lower()]
+        kept = [index.sql for index in self.indexes if index.sql and parsing.fold(index.name) != parsing.fold(name)]
         return Schema(self.sql, kept)
 
     def declaration(self) -> str:
@@ -152,7 +159,11 @@ class Schema:
 
     def has_index(self, name: str) -> bool:
         """Whether the table has an index of this name, be it that of a constraint."""
-        return bool(self._one("SELECT 1 FROM sqlite_schema WHERE type = 'index' AND lower(name) = lower(?)", name))
+        return bool(self._one("SELECT 1 FROM pragma_index_list(?) WHERE lower(name) = lower(?)", self.name, name))
+
+    def column_metadata(self, column: str) -> tuple[str, str, bool, bool, bool]:
+        """What SQLite's function of this name says of a column: its type, collation, and three flags."""
+        return self._scratch.column_metadata("main", self.name, column)
 
     # -- reading the scratch database --------------------------------------------------
 
@@ -170,7 +181,7 @@ class Schema:
         ):
             if hidden:
                 raise apsw.SQLError(f"{self.name}.{name}: toydb does not store generated columns; use a view")
-            if name.lower() == HIDDEN_KEY:
+            if parsing.fold(name) == HIDDEN_KEY:
                 raise apsw.SQLError(f"a column cannot be called {HIDDEN_KEY}")
             collation = str(self._scratch.column_metadata("main", self.name, name)[1]).upper()
             kind = "BLOB" if self.strict and declared.upper() == "ANY" else affinity(declared)
