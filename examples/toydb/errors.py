@@ -5,7 +5,7 @@
     ToyDBError
     ├── DatabaseNotFound     (FileNotFoundError) no such file, and create=False
     ├── DatabaseClosed       (ValueError) the handle was closed, or belongs to the parent of a fork
-    ├── NotADatabase         (ValueError) the file is something else, or has another page size
+    ├── NotADatabase         (ValueError) the file is something else, or one of the database's files is missing
     ├── Busy                 (TimeoutError) another process has a lock for longer than the timeout
     ├── PoolRemoved          other processes still use a pool whose name was removed
     ├── PoolTaken            the pool of that name is used for something else
@@ -39,7 +39,7 @@ class DatabaseClosed(ToyDBError, ValueError):
 
 
 class NotADatabase(ToyDBError, ValueError):
-    """The file is no database, or one of another page size."""
+    """The file is no database, or another file of the database is missing."""
 
 
 class Busy(ToyDBError, TimeoutError):

@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 ROOT = Struct("<I")
 
 
+def as_bytes(what: object, name: str) -> bytes:
+    """A key or a value as bytes; ``bytearray`` and other buffers are copied. Raises TypeError: ``bytes(3)`` would be three zeros."""
+    if isinstance(what, bytes):
+        return what
+    try:
+        return bytes(memoryview(what))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"a {name} must be bytes, not {type(what).__name__}: encode it, so that the bytes sort as you need"
+        ) from None
+
+
+def as_limit(what: bytes | None) -> bytes | None:
+    """An end of a range, which may be open."""
+    return None if what is None else as_bytes(what, "key")
+
+
 class Table:
     """An ordered map from bytes to bytes, as one transaction sees it. Keys compare as bytes do."""
 
@@ -46,33 +63,36 @@ class Table:
     def set_meta(self, meta: bytes) -> None:
         self._txn.must_write()
         self._tree()
-        self._txn._catalog().put(self.name.encode(), ROOT.pack(self._root) + bytes(meta))
-        self._meta = bytes(meta)
+        meta = as_bytes(meta, "meta")
+        self._txn._catalog().put(self.name.encode(), ROOT.pack(self._root) + meta)
+        self._meta = meta
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, None if it has none."""
         self._txn.must_be_open()
+        key = as_bytes(key, "key")
         if self._txn.moving:
-            return self._txn.steadily(lambda: self._tree().get(bytes(key)))
-        return self._tree().get(bytes(key))
+            return self._txn.steadily(lambda: self._tree().get(key))
+        return self._tree().get(key)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Inserts a key, or replaces its value. Raises KeyTooLong, ReadOnly."""
         self._txn.must_write()
-        self._tree().put(bytes(key), bytes(value))
+        self._tree().put(as_bytes(key, "key"), as_bytes(value, "value"))
 
     def insert(self, key: bytes, value: bytes) -> None:
         """Inserts a key. Raises KeyExists, KeyTooLong, ReadOnly."""
         self._txn.must_write()
-        self._tree().put(bytes(key), bytes(value), replace=False)
+        self._tree().put(as_bytes(key, "key"), as_bytes(value, "value"), replace=False)
 
     def delete(self, key: bytes) -> bool:
         """Removes a key; returns whether it existed. Raises ReadOnly."""
         self._txn.must_write()
-        return self._tree().delete(bytes(key))
+        return self._tree().delete(as_bytes(key, "key"))
 
     def estimate(self, lo: bytes | None = None, hi: bytes | None = None) -> int:
         """About how many keys lie in [lo, hi), from two paths down the tree."""
+        lo, hi = as_limit(lo), as_limit(hi)
         return self._txn.steadily(lambda: self._tree().estimate(lo, hi))
 
     def scan(
@@ -89,6 +109,7 @@ class Table:
         The transaction may change the table meanwhile: each key is yielded at
         most once, and later keys with their values at that time.
         """
+        lo, hi = as_limit(lo), as_limit(hi)
         if not self._txn.moving:
             yield from self._tree().scan(lo, hi, lo_open, hi_open, reverse)
             return
@@ -115,6 +136,7 @@ class Table:
     ) -> Iterator[Entries]:
         """As :meth:`scan`, at a third of its cost, where nothing changes the table meanwhile: yields the keys and the values
         of a leaf at a time."""
+        lo, hi = as_limit(lo), as_limit(hi)
         if self._txn.moving:
             return (([key], [value]) for key, value in self.scan(lo, hi, hi_open=hi_open, reverse=reverse))
         return self._tree().leaves(lo, hi, hi_open=hi_open, reverse=reverse)

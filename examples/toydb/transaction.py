@@ -36,6 +36,7 @@ from toydb.interrupts import later
 from toydb.page import FIRST_SLOT, FREE, INNER, META, Inner, Page
 from toydb.table import ROOT as ROOT
 from toydb.table import Table as Table
+from toydb.table import as_bytes
 from toydb.tree import Stale, Tree, create
 
 if TYPE_CHECKING:
@@ -433,6 +434,8 @@ class Transaction:
         known = self._engine.tables.get(name)
         if known is not None and known.leaf not in self._dirty and self._sees(known.leaf, known.lsn):
             return known.root, known.meta
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a table must be a str, not {type(name).__name__}")
         leaf, entry = self.steadily(lambda: self._catalog().find(name.encode()))
         root, meta = (int(ROOT.unpack_from(entry)[0]), entry[ROOT.size :]) if entry else (0, b"")
         if root and leaf.page_no not in self._dirty and (known is None or known.lsn < leaf.lsn):
@@ -446,6 +449,7 @@ class Transaction:
         self.must_write()
         if self._entry(name)[0]:
             raise TableExists(f"table {name!r} exists; drop it first, or use table()")
+        meta = as_bytes(meta, "meta")
         root = create(self)
         self._catalog().put(name.encode(), ROOT.pack(root) + meta)
         return self._table(name, root, meta)

@@ -22,9 +22,9 @@ How a writer learns of a snapshot S of another process: the pool has a list of t
 1. reads ``visible``, and enters that LSN, S, into the list,
 2. reads ``visible`` again: if it has moved, it leaves the list and begins again at 1.
 
-A writer reads ``visible``, and then the list. If it misses S, it read the list before step 1; so the ``visible`` that it had
-read before is one that the reader finds at step 2. Then either S is that value, whose versions every writer
-keeps, or the reader begins again.
+A writer reads ``visible`` (call it V), and then the list. If it misses S, the reader entered S later, and read ``visible`` at step
+2 later still. ``visible`` only grows, so the reader found V or more there; if it stays, it found S, and V is at most S. A
+version that S needs has until > S, so until > V: the writer keeps it.
 """
 
 import numpy as np

@@ -55,6 +55,35 @@ def test_get_put_insert_delete(db: toydb.Database) -> None:
         assert list(t.scan()) == [(b"", b"the empty key")]
 
 
+@pytest.mark.parametrize("wrong", [3, True, None, "text", 1.5, [1, 2]])
+def test_keys_and_values_that_are_no_bytes_are_refused(db: toydb.Database, wrong: Any) -> None:
+    """put(3, …) made a key of three zeros, and put(key, 7) a value of seven."""
+    with db.begin(write=True) as txn:
+        t = txn.create_table("t")
+        t.put(bytearray(b"k"), memoryview(b"v"))
+        for call in (
+            lambda: t.put(wrong, b""),
+            lambda: t.put(b"", wrong),
+            lambda: t.insert(wrong, b""),
+            lambda: t.insert(b"", wrong),
+            lambda: t.get(wrong),
+            lambda: t.delete(wrong),
+            lambda: t.set_meta(wrong),
+            lambda: txn.create_table("other", wrong),
+        ):
+            with pytest.raises(TypeError, match=f"must be bytes, not {type(wrong).__name__}"):
+                call()
+        if wrong is not None:
+            for more in ({"lo": wrong}, {"hi": wrong}):
+                for read in (t.scan, t.scan_leaves, t.estimate):
+                    with pytest.raises(TypeError, match="must be bytes"):
+                        list(read(**more))  # type: ignore[call-overload]
+        assert list(t.scan()) == [(b"k", b"v")]
+        assert txn.tables() == ["t"]
+        with pytest.raises(TypeError, match="must be a str, not bytes"):
+            txn.table(b"t")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("size", [0, 1, 700, 820, 5000, 300_000])
 def test_values_of_any_size_and_their_pages_come_back(db: toydb.Database, size: int) -> None:
     fill(db, 10)
