@@ -144,7 +144,9 @@ def _flush(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
     else:
-        tell(f"{args.name}: {counted(written, 'page')} written and synced; {left:,} still dirty")
+        kept = 0 if args.space else min(left, sum(s.dirty for s in stats.spaces if s.kind == "scratch"))
+        more = f", and {counted(kept, 'scratch page')}, which no store has" if kept else ""
+        tell(f"{args.name}: {counted(written, 'page')} written and synced; {left - kept:,} still dirty{more}")
     return 0
 
 

@@ -255,6 +255,7 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int], max_clients: int) ->
             ),
             ("reclaimed", format_size(stats.reclaimed_total_bytes) + (f" ({reasons})" if reasons else "")),
             ("evictions", f"{stats.evictions_recycled:,} recycled, {stats.evictions_reclaimed:,} reclaimed"),
+            ("policy", f"{stats.policy_mode} mode; changed {counted(stats.mode_changes, 'time')}"),
             ("writes", f"{stats.publishes:,} published, {stats.appends:,} appended, {stats.flushed_pages:,} flushed"),
             (
                 "flushes",

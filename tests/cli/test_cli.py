@@ -187,6 +187,20 @@ def test_stat(pool: bp.Pool, capsys: Capture) -> None:
     assert [client["pid"] for client in about["clients"]] == [os.getpid()]
 
 
+def test_stat_says_the_mode_of_the_policy(pool: bp.Pool, capsys: Capture) -> None:
+    """Only metrics and events had it."""
+    assert main(["stat", pool.name]) == 0
+    assert re.search(r"^policy +adaptive mode; changed 0 times$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_flush_tells_scratch_pages_from_those_that_it_could_not_write(pool: bp.Pool, capsys: Capture) -> None:
+    """It said that pages were still dirty, and did not say that no flush writes them."""
+    with pool.open_scratch("notes", 4).write(0) as page:
+        page[:] = 1
+    assert main(["flush", pool.name]) == 0
+    assert "1 page written and synced; 0 still dirty, and 1 scratch page, which no store has" in capsys.readouterr().out
+
+
 def test_stat_counts_the_requests_that_found_no_frame(name: str, capsys: Capture) -> None:
     """Only the JSON had the count of PoolExhausted: on a terminal nothing showed that an exhausted pool had recovered.
 
