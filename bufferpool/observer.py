@@ -16,6 +16,7 @@ from bufferpool import _core
 from bufferpool.client import segment_file
 from bufferpool.errors import SegmentCorrupt, SegmentNotFound, UnsavedPages
 from bufferpool.figures.pool_figures import PoolFigures, read_all_unsaved
+from bufferpool.units import counted
 
 
 class Observer(PoolFigures):
@@ -95,7 +96,7 @@ def refuse_loss(name: str, directory: str | os.PathLike[str] | None = None) -> N
     if pages:
         which = ", ".join(f"{n} of {space!r}" for space, n in pages.items())
         raise UnsavedPages(
-            f"{name!r} has {sum(pages.values())} dirty pages that no file or store has yet ({which}): write them first "
+            f"{name!r} has {counted(sum(pages.values()), 'dirty page')} that no file or store has yet ({which}): write them first "
             "(pool.flush(), bufferpool flush), or discard them (discard=True, bufferpool rm --discard)",
             pages,
         )

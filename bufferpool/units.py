@@ -108,6 +108,6 @@ def lsn_of(value: int) -> int:
     return value
 
 
-def counted(n: int, what: str) -> str:
+def counted(n: int, one: str, many: str = "") -> str:
     """A number of things: "1 dirty page", "2,000 dirty pages"."""
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+    return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -243,7 +243,7 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int], max_clients: int) ->
             ("kernel", f"{stats.kernel_data_bytes:,} B, as st_blocks says, and {stats.metadata_bytes:,} B of metadata"),
             (
                 "objects",
-                f"{stats.object_bytes:,} B in {len(stats.caches)} caches; {format_size(stats.lent_bytes)} of the budget is lent",
+                f"{stats.object_bytes:,} B in {counted(len(stats.caches), 'cache')}; {format_size(stats.lent_bytes)} of the budget is lent",
             ),
             ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "retired", "hole"))),
             ("live frames", ", ".join(f"{shown[s]:,} {s}" for s in ("clean", "dirty", "pinned")) + _held_back(stats)),
@@ -437,7 +437,7 @@ def _pins(args: argparse.Namespace) -> int:
             )
         most = max((r["pages"] for r in asked), default=0)
         if args.page is not None and not 0 <= args.page < most:
-            raise PageOutOfRange(f"{args.space!r} has {most} pages, numbered from 0")
+            raise PageOutOfRange(f"{args.space!r} has {counted(most, 'page')}, numbered from 0")
         rows = [row for one in sizes for row in _pins_of(one, args.space, args.page)]
     if args.json:
         print_json(rows)

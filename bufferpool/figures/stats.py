@@ -29,7 +29,7 @@ from bufferpool.figures.names import (
     kind_name,
     mode_name,
 )
-from bufferpool.units import format_size
+from bufferpool.units import counted, format_size
 
 TICK_S = 2**_core.TICK_SHIFT / 1e9
 """The unit of the times of last use, in seconds."""
@@ -363,8 +363,8 @@ class PoolStats:
         frames = self.frames
         return (
             f"<PoolStats of {self.name!r}: {format_size(self.resident_bytes)} resident of a budget of "
-            f"{format_size(self.budget_bytes)}; {frames.live} pages, {frames.dirty} dirty, {frames.pinned_live} pinned; "
-            f"{self.hits} hits, {self.misses} misses; {len(self.spaces)} spaces, {self.clients} clients>"
+            f"{format_size(self.budget_bytes)}; {counted(frames.live, 'page')}, {frames.dirty} dirty, {frames.pinned_live} pinned; "
+            f"{counted(self.hits, 'hit')}, {counted(self.misses, 'miss', 'misses')}; {counted(len(self.spaces), 'space')}, {counted(self.clients, 'client')}>"
         )
 
     @property

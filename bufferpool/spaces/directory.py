@@ -33,7 +33,7 @@ from bufferpool.spaces.file_changes import changed, is_unchanged, recorded
 from bufferpool.stores.base import MOST_PAGES, Caching, FileStore, Store, store_pages
 from bufferpool.stores.checksum import CheckedFile, file_store
 from bufferpool.stores.file_state import NO_FILE, FileState
-from bufferpool.units import is_utf8
+from bufferpool.units import counted, is_utf8
 
 DISCARDABLE, WRITABLE, CHECKSUM = 1, 2, 4  # flags of a space, as in core/layout/layout.h
 GROWTH_PAGES = 1 << 20  # page numbers that a space which may grow gets, while there are many
@@ -371,7 +371,7 @@ def _refuse_another(wanted: Wanted, record: Record) -> None:
             else ""
         )
         raise SpaceMismatch(
-            f"space {wanted.name!r} has {record['pages']} pages, not {asked['n_pages']}; {grow}{_other_or_discard(wanted)}"
+            f"space {wanted.name!r} has {counted(record['pages'], 'page')}, not {asked['n_pages']}; {grow}{_other_or_discard(wanted)}"
         )
     if wanted.kind is Kind.SCRATCH:
         has = ("process" if record["owner"] else "pool", bool(record["flags"] & DISCARDABLE))
@@ -561,8 +561,8 @@ def remove_now(
         dirty = client.dirty_pages(record)
         if dirty and not discard:
             raise SpaceBusy(
-                f"{name!r} has {dirty} dirty pages that are not written: they are newer than the flush, or their LSN is above the "
-                "durable LSN; flush again, or discard them (discard=True)"
+                f"{name!r} has {counted(dirty, 'dirty page')} that the flush has left: newer than the flush, or with an LSN above "
+                "the durable LSN; flush again, or discard the changes (discard=True)"
             )
         if seg.space_in_use(index):
             return None

@@ -18,6 +18,7 @@ from bufferpool.client.client import Client, Record
 from bufferpool.errors import FileChanged
 from bufferpool.stores.base import FileStore
 from bufferpool.stores.file_state import Doubt, FileState
+from bufferpool.units import counted
 
 GONE = "was moved away or deleted (or this process sees other paths, in a container or after chroot: then flush in one that opened the file)"
 
@@ -98,7 +99,7 @@ def changed(client: Client, record: Record, what: str, dirty: int, *, missing: b
     if missing:
         first += " at its path, or create an empty file there first (pages that are not dirty are zeros in it, or do not exist)"
     return FileChanged(
-        f"{record['path']} {what}, and the pool has {dirty} dirty pages of it; nothing was written. {first}, or read "
+        f"{record['path']} {what}, and the pool has {counted(dirty, 'dirty page')} of it; nothing was written. {first}, or read "
         f"the pages (pool.dirty_pages({name!r}), bufferpool dirty {client.name} {name}), then discard them (pool.discard({name!r}), "
         f"bufferpool discard {client.name} {name}) or write them over the change (pool.overwrite({name!r}), "
         f"bufferpool flush {client.name} {name} --overwrite)"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool.errors import PageOutOfRange
+from bufferpool.units import counted
 
 
 class Rows(Protocol):
@@ -76,10 +77,10 @@ def _masked(space: Rows, mask: npt.NDArray[np.bool_], items: list[Any]) -> npt.N
 def _from_the_start(numbers: npt.NDArray[Any], pages: int) -> npt.NDArray[np.int64]:
     """Page numbers of which negative ones count from the end. Raises PageOutOfRange."""
     numbers = numbers.astype(np.int64)
-    counted = np.where(numbers < 0, numbers + pages, numbers)
-    if bad := numbers[(counted < 0) | (counted >= pages)].tolist():
-        raise PageOutOfRange(f"page {bad[0]} does not exist: the space has {pages} pages, numbered from 0")
-    return counted
+    found = np.where(numbers < 0, numbers + pages, numbers)
+    if bad := numbers[(found < 0) | (found >= pages)].tolist():
+        raise PageOutOfRange(f"page {bad[0]} does not exist: the space has {counted(pages, 'page')}, numbered from 0")
+    return found
 
 
 def _sealed(found: Any) -> Any:

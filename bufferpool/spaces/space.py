@@ -52,7 +52,7 @@ from bufferpool.stores.base import (
     told,
 )
 from bufferpool.stores.checksum import CheckedFile
-from bufferpool.units import flag_of
+from bufferpool.units import counted, flag_of
 
 Loader = Callable[[int, npt.NDArray[Any]], None]
 ManyLoader = Callable[[list[int], list[npt.NDArray[Any]]], None]
@@ -214,7 +214,7 @@ class Space(_core.Space):
             return "not attached yet"
         try:
             reading = self.kind is not Kind.DERIVED and not (self._wanted.writable and self._client.mode == "r+")
-            return f"{len(self)} pages{', for reading' if reading else ''}"
+            return f"{counted(len(self), 'page')}{', for reading' if reading else ''}"
         except BufferPoolError as error:
             return f"unusable ({type(error).__name__})"
 
@@ -504,7 +504,7 @@ class Space(_core.Space):
         if first < 0 or first + size > pages:
             what = f"page {first}" if size < 2 else f"pages {first} to {first + size - 1}"
             raise PageOutOfRange(
-                f"{what} {'does' if size < 2 else 'do'} not exist: {self.name!r} has {pages} pages, numbered from 0"
+                f"{what} {'does' if size < 2 else 'do'} not exist: {self.name!r} has {counted(pages, 'page')}, numbered from 0"
                 + (" (space[-1] is the last one; methods take no negative numbers)" if first < 0 else "")
             )
         return int(first), size

@@ -9,6 +9,7 @@ from math import inf
 from bufferpool.client.client import Client
 from bufferpool.errors import StoreError, UnsavedPages, WaitTimeout
 from bufferpool.figures.stats import read_clients
+from bufferpool.units import counted
 from bufferpool.upkeep.flush_jobs import flush_all, start_log_sync
 from bufferpool.upkeep.writeback import can_write
 
@@ -50,7 +51,7 @@ def _lost(client: Client, pages: dict[str, int]) -> UnsavedPages:
     )
     return UnsavedPages(
         f"pool {client.name!r} has no name any more, this is the last process that has it open, and it cannot write "
-        f"{sum(pages.values())} dirty pages ({which}): {why}. Open the stores here (open_store), or raise durable_lsn, and close "
+        f"{counted(sum(pages.values()), 'dirty page')} ({which}): {why}. Open the stores here (open_store), or raise durable_lsn, and close "
         "the pool again; or lose the pages (close(discard=True))",
         pages,
     )

@@ -245,7 +245,7 @@ def test_pages_that_only_another_process_can_write_are_its_own_care_while_it_liv
     os.unlink(pool.path)
     pool.close()  # the other one has the store
     other.client.stores.clear()
-    with pytest.raises(UnsavedPages, match=r"1 dirty pages \(1 of 'disk'\).*open_store") as refused:
+    with pytest.raises(UnsavedPages, match=r"1 dirty page \(1 of 'disk'\).*open_store") as refused:
         other.close()
     assert refused.value.pages == {"disk": 1}
     space = other.open_store("disk", disk, mode="r+")

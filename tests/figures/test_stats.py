@@ -44,7 +44,7 @@ def test_the_figures_say_in_one_line_what_matters(pool, data_file):
         page[:] = 1
     text = repr(pool.stats())
     assert text.startswith(f"<PoolStats of {pool.name!r}: ")
-    assert "1 pages, 1 dirty, 0 pinned" in text
+    assert "1 page, 1 dirty, 0 pinned" in text
     assert len(text) < 250
 
 

@@ -370,7 +370,7 @@ def the_events_are_the_same_and_right(pool, series):
 TEXT = """
 page size    4096 B
 resident     49,152 B, as the pool counts
-objects      77,824 B in 1 caches; 76.0 KiB of the budget is lent
+objects      77,824 B in 1 cache; 76.0 KiB of the budget is lent
 frames       11 live, 1 free, 0 busy, 0 retired, 52 hole
 live frames  5 clean, 2 dirty, 4 pinned; 1 dirty ones wait for the log, which is durable up to LSN 1
 unsaved      1 dirty page of files and stores, in memory only until a flush

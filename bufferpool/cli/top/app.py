@@ -21,7 +21,7 @@ from bufferpool.figures.names import hit_ratio
 from bufferpool.figures.operations import LATE_S
 from bufferpool.pool import Pool
 from bufferpool.printable import printable
-from bufferpool.units import format_size, parse_size
+from bufferpool.units import counted, format_size, parse_size
 
 
 def _descending(figure: float) -> float:
@@ -179,7 +179,7 @@ class Top(App[None]):
 
     def action_flush(self) -> None:
         """Flushes the pool."""
-        self._do(lambda pool: f"{pool.flush():,} pages written")
+        self._do(lambda pool: f"{counted(pool.flush(), 'page')} written")
 
     def _ask(self, question: str, value: str, act: Callable[[Pool, int], int]) -> None:
         def answered(text: str | None) -> None:
