@@ -99,10 +99,13 @@ class Limit:
         found = os.statvfs(str(self.folder))
         return found.f_bavail * found.f_frsize
 
-    def enforce(self, size: int) -> None:
-        """Sets the limit to ``size`` bytes above the present memory of the processes."""
+    def enforce(self, size: int, headroom: float) -> None:
+        """Sets the limit so that the pool and the processes may take ``size`` bytes more than now.
+
+        The steward raises the budget only while twice the headroom, a share of the limit, stays free: the limit has that besides.
+        """
         if self.group is not None:
-            self.size = self.group.used() + size
+            self.size = int((self.group.used() + size) / (1 - 2 * headroom))
             self.group.limit(self.size)
 
 
@@ -164,12 +167,12 @@ class Stage:
         self.take(0)
         self.move(0, 0.1)
         time.sleep(0.5)  # until every process has allocated its own memory
+        rules = Rules(headroom=0.08, rest_s=1.0, grow_every_s=options.idle / 6)  # faster than the defaults
         if self.limit is not None:
-            self.limit.enforce(3 * self.most // 2 - kernel_bytes(self.pool))
+            self.limit.enforce(3 * self.most // 2 - kernel_bytes(self.pool), rules.headroom)
         self.samples: list[Sample] = []
         self.phases: list[tuple[float, str]] = []
         self.exact: list[bool] = []
-        rules = Rules(headroom=0.08, rest_s=1.0, grow_every_s=options.idle / 6)  # faster than the defaults
         self.pool.start_steward(bp.Settings(interval=SAMPLE_S, idle=options.idle, rules=rules))
         self.bars = Progress(TextColumn("{task.description:<24}"), BarColumn(50), TextColumn("{task.fields[size]:>11}"),
                              console=run.console)  # fmt: skip
