@@ -241,6 +241,11 @@ class Fuzzer:
         query = f"WITH q AS (SELECT {', '.join(table.columns)} FROM {table.name} WHERE {where}) SELECT {column} FROM q"
         return f"{query} WHERE {column} IN (SELECT {self.numbers.choice(table.columns)} FROM {table.name})"
 
+    def row_values(self, table: Table, column: str, where: str) -> str:
+        other, more = self.numbers.choice(self.tables), self.numbers.choice(table.columns)
+        chosen = ", ".join(self.numbers.choices(other.columns, k=2))
+        return f"SELECT {column} FROM {table.name} WHERE ({column}, {more}) IN (SELECT {chosen} FROM {other.name})"
+
     def windows(self, table: Table, column: str, where: str) -> str:
         rank = f"dense_rank() OVER (ORDER BY {self.order(table)})"
         return f"SELECT {column}, count(*) OVER (PARTITION BY {column}), {rank} FROM {table.name}"
@@ -307,7 +312,7 @@ CONDITIONS = (
     (5, Fuzzer.row_value), (5, Fuzzer.in_select), (40, Fuzzer.compared),
 )  # fmt: skip
 QUERIES = (
-    (25, Fuzzer.rows), (15, Fuzzer.plain), (10, Fuzzer.groups), (10, Fuzzer.extremes), (10, Fuzzer.join), (8, Fuzzer.common), (8, Fuzzer.windows),
+    (25, Fuzzer.rows), (15, Fuzzer.plain), (10, Fuzzer.groups), (10, Fuzzer.extremes), (10, Fuzzer.join), (8, Fuzzer.common), (8, Fuzzer.row_values), (8, Fuzzer.windows),
     (7, Fuzzer.union), (7, Fuzzer.first_ranks),
 )  # fmt: skip
 STATEMENTS = (

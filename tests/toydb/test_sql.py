@@ -54,6 +54,18 @@ def test_an_order_that_no_key_has_is_sorted(con):
     )
 
 
+def test_a_view_does_not_keep_other_statements_from_an_index(con):
+    """Its SQL may run within any statement; only an IN of row values in it makes an equality with text doubtful."""
+    fill(con)
+    con.execute("CREATE VIEW v AS SELECT * FROM item WHERE name IN (SELECT id FROM item); CREATE VIEW w AS SELECT 1")
+    assert plan(con, "SELECT * FROM item WHERE name = ?") == ["INDEX by_name (name=?)"]
+    con.execute("CREATE TEMP VIEW u AS SELECT * FROM item WHERE (name, price) IN (SELECT id, 1 FROM item)")
+    assert plan(con, "SELECT * FROM item WHERE name = ?") == ["PRIMARY KEY"]
+    assert plan(con, "SELECT * FROM item WHERE name = 'x'") == ["INDEX by_name (name=?)"]  # a value that the planner knows
+    con.execute("DROP VIEW u; DROP VIEW v")
+    assert plan(con, "SELECT * FROM item WHERE name = ?") == ["INDEX by_name (name=?)"]
+
+
 def test_a_search_touches_few_pages(con):
     fill(con)
 

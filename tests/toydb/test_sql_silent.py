@@ -246,6 +246,14 @@ SAME = {
         SELECT a FROM t WHERE a IN (SELECT n FROM t); SELECT b FROM t WHERE b IN (SELECT n FROM t);
         CREATE VIEW v AS SELECT a FROM t WHERE a IN (SELECT n FROM t); SELECT * FROM v;
         SELECT a FROM t WHERE a IN ('1', 'x', 1) ORDER BY a; SELECT a FROM t WHERE a IN (SELECT n FROM t WHERE 0)""",
+    "a subquery of rows of numbers, in rows of text": """
+        CREATE TABLE t(a TEXT, b TEXT, c, PRIMARY KEY(b DESC, a)) WITHOUT ROWID; INSERT INTO t VALUES('1', '1', 1), ('1.0', '1', 2), ('x', '01', 3);
+        CREATE TABLE u(n INT, m NUMERIC); INSERT INTO u VALUES(1, 1), (2, 'x'); SELECT * FROM t WHERE (a, b) IN (SELECT n, n FROM u);
+        SELECT * FROM t WHERE (b, a) IN u; SELECT * FROM t WHERE (b, c) IN (WITH q AS (SELECT n, m FROM u) SELECT * FROM q);
+        SELECT * FROM t WHERE (a, b) IN (VALUES(1, 1), ('1.0', '1')); SELECT * FROM t WHERE (+a, b) IN (SELECT m, n FROM u);
+        SELECT * FROM t WHERE (a, b) = (SELECT n, m FROM u); SELECT t.a, u.n FROM u JOIN t ON (a, b) = (n, m);
+        CREATE VIEW v AS SELECT a FROM t WHERE (a, b) IN (SELECT n, n FROM u); SELECT * FROM v; SELECT * FROM t WHERE a IN (SELECT n FROM u);
+        CREATE TEMP VIEW w AS SELECT c FROM t WHERE (a, b) IN (SELECT n, n FROM u); SELECT * FROM w""",
 }
 
 

@@ -239,7 +239,7 @@ class Cursor(apsw.Cursor):
             return self
         for attempt in (1, 2):
             sql = connection.rewrite(statement)
-            connection.session.operands = ANY_OPERANDS if connection.catalog.has_views else statement.operands
+            connection.session.operands = statement.operands.within(connection.catalog.operands)
             try:
                 self._run(connection, sql, bindings, options, statement.kind)
             except apsw.SQLError as error:
@@ -252,7 +252,7 @@ class Cursor(apsw.Cursor):
             finally:
                 connection.session.operands = ANY_OPERANDS
         if statement.elsewhere and statement.kind in ("CREATE VIEW", "CREATE TRIGGER"):
-            connection.catalog.has_views = True
+            connection.catalog.operands = statement.operands.within(connection.catalog.operands)
         if statement.kind == "PRAGMA":
             self._after_pragma(connection, statement.pragma.name)
         if statement.kind == "BEGIN" and statement.word(1) in ("IMMEDIATE", "EXCLUSIVE"):

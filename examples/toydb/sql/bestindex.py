@@ -74,30 +74,30 @@ class Candidate:
     one_row: bool
 
 
-def constraints(info: apsw.IndexInfo, schema: Schema, avoids_in: bool) -> list[Constraint]:
+def constraints(info: apsw.IndexInfo, schema: Schema, operands: Operands) -> list[Constraint]:
     """The usable constraints on columns that are part of a key.
 
-    ``avoids_in``: an IN may have a subquery. Of such a one SQLite passes one value at a time, and then compares it without the
-    affinity of the subquery's column, so that text that is equal as a number would be missing.
+    Not those of an IN with a subquery, unless the column is numeric: SQLite passes one value at a time, and then compares it without
+    the affinity of the subquery's column, so that text that is equal as a number would be missing. Where the left side is a row value,
+    nothing but the unknown value distinguishes them from other equalities.
     """
     found = []
     for number in range(info.nConstraint):
         if not info.get_aConstraint_usable(number):
             continue
         operator = info.get_aConstraint_op(number)
-        if (
-            avoids_in
-            and info.get_aConstraintUsage_in(number)
-            and not _is_numeric(schema, info.get_aConstraint_iColumn(number))
-        ):
-            continue
+        known = info.get_aConstraint_rhs(number)
+        if operator == EQ and not _is_numeric(schema, info.get_aConstraint_iColumn(number)):
+            if operands.in_subquery and info.get_aConstraintUsage_in(number):
+                continue
+            if operands.in_row and known is None:
+                continue
         if operator not in (*_EQUALITIES, *_LOWER, *_UPPER, NOT_NULL):
             continue
         column = info.get_aConstraint_iColumn(number)
         if column < 0 and schema.alias is not None:
             column = schema.alias
         collation = info.get_aConstraint_collation(number).upper()
-        known = info.get_aConstraint_rhs(number)
         found.append(Constraint(number, column, operator, collation, known))
     return found
 
@@ -125,7 +125,7 @@ def wanted_order(info: apsw.IndexInfo, schema: Schema) -> list[tuple[int, bool]]
 
 def choose(info: apsw.IndexInfo, schema: Schema, paths: list[Path], figures: Figures, operands: Operands) -> Candidate:
     """The cheapest candidate over all ``paths``."""
-    offered = constraints(info, schema, operands.in_subquery)
+    offered = constraints(info, schema, operands)
     order = wanted_order(info, schema)
     in_lists = {c.number for c in offered if c.operator == EQ and info.get_aConstraintUsage_in(c.number)}
     wanted = Wanted(offered, in_lists, order, operands.values)

@@ -17,7 +17,7 @@ import apsw
 
 from toydb.errors import NoSuchTable, TableExists
 from toydb.sql import alter
-from toydb.sql.parsing import OURS, Statement, fold, quote, script, target, trigger_body
+from toydb.sql.parsing import OURS, Operands, Statement, fold, quote, script, target, trigger_body
 from toydb.sql.schemas import Schema
 from toydb.sql.session import Session, Work
 from toydb.sql.virtual import SEQUENCE, VirtualTable
@@ -138,7 +138,7 @@ class Catalog:
         self.check = check  # the faults of the whole database
         self._rewrite = rewrite  # of an INSERT: with the defaults of the columns that it omits
         self.known: dict[str, DefinedTable] = {}
-        self.has_views = False  # whether a statement may execute SQL that it does not contain
+        self.operands: Operands | None = None  # of views and triggers, whose SQL a statement may execute; None: there are none
         self._triggers: dict[str, tuple[Statement, str]] = {}  # temporary ones by name: as written, and as executed
         self.coming: Schema | None = None  # the schema that the next CREATE VIRTUAL TABLE declares
         self.storage_stays = False
@@ -269,9 +269,10 @@ class Catalog:
     def _refresh_definitions(self, any_stored: bool) -> bool:
         """Declares the stored views and triggers; anew, where a table of a trigger has other defaults now."""
         known = set(self.definitions())
-        temporary = self.sqlite("SELECT 1 FROM sqlite_temp_schema WHERE type IN ('view', 'trigger')").fetchone()
-        self.has_views = bool(temporary) or any_stored
         stored = self.definitions(DEFINITIONS) if any_stored else []
+        self.operands = None
+        for _, _, sql in (*stored, *self.definitions("sqlite_temp_schema")):
+            self.operands = script(str(sql))[0].operands.within(self.operands)
         wanted = {(kind, name, self._executed(str(sql))) for kind, name, sql in stored}
         for kind, name, _ in sorted(known - wanted):
             self.sqlite(f"DROP {kind} IF EXISTS {quote(str(name))}")

@@ -66,10 +66,17 @@ class Operands(NamedTuple):
     """What a statement compares columns with, which SQLite does not tell a table."""
 
     in_subquery: bool  # it has, or may have, an IN with anything but a list of values
+    in_row: bool  # and one such IN, or more, has a row value on its left side: SQLite shows each column of it as an equality
     values: bool  # it reads one table, and compares columns with values only: none of these has an affinity
 
+    def within(self, other: "Operands | None") -> "Operands":
+        """The operands of a statement that may execute another text, too: a view's or a trigger's."""
+        if other is None:
+            return self
+        return Operands(self.in_subquery or other.in_subquery, self.in_row or other.in_row, values=False)
 
-ANY_OPERANDS = Operands(in_subquery=True, values=False)
+
+ANY_OPERANDS = Operands(in_subquery=True, in_row=True, values=False)
 
 
 @dataclass(frozen=True)
@@ -86,13 +93,23 @@ class Statement:
 
     @cached_property
     def operands(self) -> "Operands":
-        return Operands(self._in_subquery(), self._compares_values())
+        found = self._in_subqueries()
+        return Operands(bool(found), any(map(self._is_row, found)), self._compares_values())
 
-    def _in_subquery(self) -> bool:
-        for at, token in enumerate(self.tokens):
-            if token.word == "IN" and (self.word(at + 1) != "(" or self.word(at + 2) in ("SELECT", "WITH", "VALUES")):
-                return True
-        return False
+    def _in_subqueries(self) -> list[int]:
+        """The tokens IN before anything but a list of values."""
+        return [
+            at
+            for at, token in enumerate(self.tokens)
+            if token.word == "IN" and (self.word(at + 1) != "(" or self.word(at + 2) in ("SELECT", "WITH", "VALUES"))
+        ]
+
+    def _is_row(self, at: int) -> bool:
+        """Whether a row value may end before this token: parentheses with a comma."""
+        if self.word(at - 1) != ")":
+            return False
+        opening = _opening(self.tokens, at - 1)
+        return any(token.word == "," for token in self.tokens[opening:at])
 
     def _compares_values(self) -> bool:
         words = ("?" if token.kind in ("parameter", "string", "number") else token.word or "X" for token in self.tokens)
@@ -283,6 +300,17 @@ def _closing(tokens: Sequence[Token], opening: int) -> int:
         if depth == 0:
             return index
     return len(tokens)
+
+
+def _opening(tokens: Sequence[Token], closing: int) -> int:
+    """The parenthesis that opens the one at ``closing``; the start if it is missing."""
+    depth = 0
+    for index in range(closing, -1, -1):
+        word = tokens[index].word
+        depth += (word == ")") - (word == "(")
+        if depth == 0:
+            return index
+    return 0
 
 
 class Parenthesised(NamedTuple):
