@@ -88,17 +88,9 @@ class Database:
         Raises Busy, LogFailed, LogCorrupt, DatabaseClosed.
         """
         self._must_be_open()
-        if not write:
-            return Transaction(self, self._engine, "latest" if latest else "snapshot")
-        if latest:
+        if write and latest:
             raise ValueError("a write transaction sees the latest pages anyway: give write= or latest=, not both")
-        self._engine.write_lock.take(timeout)
-        try:
-            self._engine.settle()
-            return Transaction(self, self._engine, "write")
-        except BaseException:
-            self._engine.write_lock.release()
-            raise
+        return Transaction(self, self._engine, "write" if write else "latest" if latest else "snapshot", timeout)
 
     def _committed(self) -> None:
         """Makes a checkpoint after a commit, if the log has grown enough and no other process is making one."""

@@ -25,12 +25,16 @@ def later() -> Iterator[None]:
     def keep(number: int, frame: FrameType | None) -> None:
         came.append(frame)
         if len(came) > 1:
+            signal.signal(signal.SIGINT, before)
             before(number, frame)
 
-    signal.signal(signal.SIGINT, keep)
     try:
+        signal.signal(signal.SIGINT, keep)
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        try:
+            signal.signal(signal.SIGINT, before)
+        finally:  # the handler of another signal may have raised in the first call
+            signal.signal(signal.SIGINT, before)
         if len(came) == 1:
             before(signal.SIGINT, came[0])

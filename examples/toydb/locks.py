@@ -17,6 +17,7 @@ Locks are taken in the order open, checkpoint, write, sync.
 
 import contextlib
 import fcntl
+import math
 import os
 import struct
 import threading
@@ -28,6 +29,7 @@ from toydb.errors import Busy, TransactionError
 
 OPEN, ATTACHED, WRITE, SYNC, CHECKPOINT = range(5)
 LONGEST_SLEEP_S = 0.002
+LOOK_S = 0.05  # a thread that is interrupted may take a wake-up with it: the others look by themselves, too
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
@@ -78,42 +80,65 @@ class LockFile:
 
 
 class Lock:
-    """A lock on one byte of the file, which also excludes the threads of this handle."""
+    """A lock on one byte of the file, which also excludes the threads of this handle.
+
+    A signal's handler may raise after any call, so that its result is lost. So nothing here depends on a result: who has the lock
+    stands in ``_holder``, and what gives it back may be called once more. (Python handles no signal between taking the lock
+    of a ``with`` statement and entering its block.)
+    """
 
     def __init__(self, file: LockFile, byte: int, what: str) -> None:
         self._file, self._byte, self._what = file, byte, what
-        self._threads = threading.Lock()
-        self._owner = 0
+        self._mutex = threading.Lock()  # guards the fields below; nobody waits while he has it
+        self._holder: object = None
+        self._thread = 0  # which took it
+        self._freed = threading.Lock()  # unlocked by each release: wakes one thread that waits
+        self._freed.acquire()
 
-    def take(self, timeout: float | None = None) -> None:
-        """Takes the lock. Raises Busy after ``timeout`` seconds, TransactionError if this thread has it already."""
-        if self._owner == threading.get_ident():
+    def take(self, holder: object, timeout: float | None = None) -> None:
+        """Takes the lock for ``holder``, a new object. Raises Busy after ``timeout`` seconds, TransactionError if this thread has it."""
+        if self._thread == threading.get_ident():
             raise TransactionError(f"this thread has the {self._what} lock already; end its transaction first")
-        start = time.monotonic()
-        if not self._threads.acquire(timeout=-1 if timeout is None else timeout):
-            raise self._busy(timeout)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - start))
+            while not self._claim(holder):
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise self._busy(timeout)
+                self._freed.acquire(timeout=min(left_s, LOOK_S))
+            left = None if timeout is None else max(0.0, deadline - time.monotonic())
             if not self._file.take(self._byte, left):
                 raise self._busy(timeout)
         except BaseException:
-            self._file.release(self._byte)  # an interrupt may arrive after the byte was locked
-            self._threads.release()
+            self.release(holder)
             raise
-        self._owner = threading.get_ident()
+
+    def _claim(self, holder: object) -> bool:
+        """Excludes the other threads of this handle; returns whether it could."""
+        with self._mutex:
+            if self._holder is None:
+                thread = threading.get_ident()
+                self._holder, self._thread = holder, thread
+            return self._holder is holder
 
     def _busy(self, timeout: float | None) -> Busy:
         return Busy(f"the {self._what} lock was not free within {timeout} s; try again, or wait longer")
 
-    def release(self) -> None:
-        self._owner = 0
-        self._file.release(self._byte)
-        self._threads.release()
+    def release(self, holder: object) -> None:
+        """Gives the lock back; does nothing if ``holder`` does not have it."""
+        with self._mutex:
+            if self._holder is not holder:
+                return
+            self._file.release(self._byte)
+            self._holder, self._thread = None, 0
+            if self._freed.locked():
+                self._freed.release()
 
     @contextlib.contextmanager
     def held(self, timeout: float | None = None) -> Iterator[None]:
-        self.take(timeout)
+        holder = object()
+        self.take(holder, timeout)
         try:
             yield
         finally:
-            self.release()
+            self.release(holder)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from struct import Struct
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import bufferpool as bp
 from toydb.engine import Engine, KnownTable, Pages
@@ -104,11 +105,13 @@ class Transaction:
     committed = False
     """Whether the record is in the log: then the transaction is committed, even if commit() raises."""
     _open = False
+    _holder: object = None
+    """What has, or may have, the write lock for this transaction; None: nothing."""
     _pages = _restarts = _misses = 0
     _since: int | None
     """The handle's misses when this transaction began or was resumed; None while it is paused or has ended."""
 
-    def __init__(self, database: "Database", engine: Engine, kind: Kind) -> None:
+    def __init__(self, database: "Database", engine: Engine, kind: Kind, timeout: float | None = None) -> None:
         self.kind = kind
         self._database = database
         self._engine = engine
@@ -120,15 +123,34 @@ class Transaction:
         self._dirty: dict[int, Page] = {}
         self._before: dict[int, bytes | None] = {}
         self._undo: list[dict[int, bytes | None]] = []
-        self._tables: dict[str, Table] = {}
-        self._since = engine.space.own_uses[1]
+        # Weak, so that there is no cycle: a transaction that is dropped ends at once.
+        self._tables: WeakValueDictionary[str, Table] = WeakValueDictionary()
+        self._since = None
         # A version of a page with an LSN above _newest is not seen: an older version is looked for. ``moving``: the pages that it sees
         # may change while it reads.
         if kind == "snapshot":
             self._newest = self.snapshot = engine.versions.begin()
-        else:  # a writer sees every earlier commit
-            self._newest, self.snapshot = NO_LIMIT, engine.shared.current().published if kind == "write" else 0
+        else:
+            self._newest, self.snapshot = NO_LIMIT, 0
+        if kind == "write":
+            self._take_turn(timeout)
+        self._since = engine.space.own_uses[1]
         self._open = True
+
+    def _take_turn(self, timeout: float | None) -> None:
+        """Takes the write lock, and completes what a dead writer has left: a writer sees every earlier commit."""
+        self._holder = object()
+        try:
+            self._engine.write_lock.take(self._holder, timeout)
+            self._engine.settle()
+            self.snapshot = self._engine.shared.current().published
+        except BaseException:
+            self._give_turn()
+            raise
+
+    def _give_turn(self) -> None:
+        self._engine.write_lock.release(self._holder)
+        self._holder = None
 
     # ---- life ----------------------------------------------------------------------
 
@@ -146,8 +168,7 @@ class Transaction:
             self.rollback()
 
     def __del__(self) -> None:
-        if self._open:
-            self.rollback()
+        self.rollback()
 
     def must_be_open(self) -> None:
         """Raises TransactionEnded, DatabaseClosed."""
@@ -183,6 +204,8 @@ class Transaction:
             if not hasattr(error, "__notes__"):
                 error.add_note(f"the transaction {'is committed' if self.committed else 'was rolled back'}")
             raise
+        finally:
+            self.rollback()  # where an exception of a signal's handler has kept _commit() from its end
 
     def _commit(self) -> None:
         try:
@@ -205,7 +228,7 @@ class Transaction:
 
     def rollback(self) -> None:
         """Discards all changes. It does nothing to a transaction that has ended."""
-        if self._open:
+        if self._open or self._holder is not None:  # an exception of a signal's handler may have interrupted its end
             self._end()
 
     def pause(self) -> None:
@@ -240,11 +263,10 @@ class Transaction:
         self.shape += 1
         self._dirty.clear()
         self._before.clear()
-        self._tables.clear()  # no cycle remains: what has ended is freed without the garbage collector
         if self._database.closed:
             return
-        if self.kind == "write":
-            self._engine.write_lock.release()
+        if self._holder is not None:
+            self._give_turn()
         elif self.kind == "snapshot":
             self._engine.versions.end(self.snapshot)
 

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -250,6 +253,59 @@ def test_ctrl_c_waits_for_the_commit_once(db: toydb.Database, monkeypatch: Any, 
     assert caught.value.__notes__ == [f"the transaction {'is committed' if times == 1 else 'was rolled back'}"]
     with db.begin(write=True, timeout=0) as after:
         assert after.table("t").get(b"x") == (b"new" if times == 1 else None)
+
+
+def _begin_and_roll_back(db: toydb.Database) -> None:
+    db.begin(write=True).rollback()
+
+
+def _put(db: toydb.Database) -> None:
+    with db.begin(write=True) as txn:
+        txn.table("t").put(b"000000", db.path.encode() + os.urandom(4))
+
+
+class Raised(BaseException):
+    """What the handler of a signal raises, as that of Celery's time limit does."""
+
+
+def _raise_at(moment: int, what: Callable[[], None]) -> bool:
+    """Calls ``what``, and raises in its ``moment``-th call, or after it: there Python calls handlers. False: it has fewer calls."""
+    calls = 0
+
+    def count(_frame: FrameType, event: str, _of: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_return")
+        if calls == moment and event in ("call", "c_return"):
+            raise Raised
+
+    try:
+        sys.setprofile(count)
+        what()
+    except Raised:
+        return True
+    finally:
+        sys.setprofile(None)
+    return calls >= moment  # what __del__ raises is lost
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("what", [_begin_and_roll_back, _put])
+def test_an_exception_of_a_handler_leaves_no_lock_behind(open_db: OpenDatabase, what: Callable[..., None]) -> None:
+    """It left the write lock taken, until the handle was closed, if it came between the locking and the return of begin();
+
+    and Ctrl-C without effect, if it came when commit() had just put it off.
+    """
+    db, other = open_db(), open_db()
+    fill(db, 1)
+    moment = 1
+    while _raise_at(moment, lambda: what(db)):
+        for handle in (other, db):
+            handle.begin(write=True, timeout=0).rollback()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        moment += 1
+    assert moment > 40
+    with db.begin() as txn:
+        assert [key for key, _ in txn.table("t").scan()] == [b"000000"]
 
 
 def test_a_segment_is_durable_before_the_next_begins(db: toydb.Database, monkeypatch: Any) -> None:

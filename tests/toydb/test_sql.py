@@ -61,7 +61,9 @@ def test_a_view_does_not_keep_other_statements_from_an_index(con):
     assert plan(con, "SELECT * FROM item WHERE name = ?") == ["INDEX by_name (name=?)"]
     con.execute("CREATE TEMP VIEW u AS SELECT * FROM item WHERE (name, price) IN (SELECT id, 1 FROM item)")
     assert plan(con, "SELECT * FROM item WHERE name = ?") == ["PRIMARY KEY"]
-    assert plan(con, "SELECT * FROM item WHERE name = 'x'") == ["INDEX by_name (name=?)"]  # a value that the planner knows
+    assert plan(con, "SELECT * FROM item WHERE name = 'x'") == [
+        "INDEX by_name (name=?)"
+    ]  # a value that the planner knows
     con.execute("DROP VIEW u; DROP VIEW v")
     assert plan(con, "SELECT * FROM item WHERE name = ?") == ["INDEX by_name (name=?)"]
 

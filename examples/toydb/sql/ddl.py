@@ -138,7 +138,9 @@ class Catalog:
         self.check = check  # the faults of the whole database
         self._rewrite = rewrite  # of an INSERT: with the defaults of the columns that it omits
         self.known: dict[str, DefinedTable] = {}
-        self.operands: Operands | None = None  # of views and triggers, whose SQL a statement may execute; None: there are none
+        self.operands: Operands | None = (
+            None  # of views and triggers, whose SQL a statement may execute; None: there are none
+        )
         self._triggers: dict[str, tuple[Statement, str]] = {}  # temporary ones by name: as written, and as executed
         self.coming: Schema | None = None  # the schema that the next CREATE VIRTUAL TABLE declares
         self.storage_stays = False
