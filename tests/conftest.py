@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
+from bufferpool.units import parse_size
 
 pytest_plugins = ["tests.support.children"]
 
@@ -29,6 +30,8 @@ PATIENCE = float(os.environ.get("BP_PATIENCE", "1"))
 FIRST_CLIENT = int(os.environ.get("BP_FIRST_CLIENT", "1"))
 # No test waits longer for anything, and nothing is measured with it. It is enough beside twenty other busy processes.
 WAIT = 300.0 * PATIENCE
+# What a pool may ask for in a test marked `kernel`: it fits into /dev/shm of a machine with 2 GiB, as are the lab's.
+SMALL = 512 << 20
 
 _prefix = f"bptest-{os.getpid()}-"
 _numbers = itertools.count(1)
@@ -118,7 +121,8 @@ def wait_until(holds: Callable[[], bool], what: str, timeout: float = WAIT) -> N
 class Pools:
     """Makes pools; ends them with the checker."""
 
-    def __init__(self) -> None:
+    def __init__(self, small: bool = False) -> None:
+        self.small = small
         self.names: list[str] = []
         self.pools: list[bp.Pool] = []
         self.unchecked: set[str] = set()
@@ -128,6 +132,8 @@ class Pools:
         return self.names[-1]
 
     def create(self, capacity: int | str = 64 * PAGE, **options: Any) -> bp.Pool:
+        if self.small:
+            assert capacity == "auto" or parse_size(capacity) <= SMALL, "it is too large for a machine of the lab"
         options.setdefault("page_size", PAGE)
         options.setdefault("extent_size", max(EXTENT, options["page_size"]))
         pool = bp.Pool.create(self.name(), capacity, **options)
@@ -235,7 +241,7 @@ def _client_numbers() -> Iterator[None]:
 
 @pytest.fixture
 def pools(request: pytest.FixtureRequest) -> Iterator[Pools]:
-    made = Pools()
+    made = Pools(small=request.node.get_closest_marker("kernel") is not None)
     yield made
     assert made.finish(passed=request.node.stash.get(_passed, False)) == []
 

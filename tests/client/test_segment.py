@@ -25,14 +25,14 @@ from tests.support.rights import needs_another_user
 
 @pytest.mark.kernel
 def test_a_created_pool_is_a_sparse_file_of_mode_0600(make_pool):
-    pool = make_pool("1GiB", page_size=8192, extent_size="256KiB")
+    pool = make_pool("512MiB", page_size=8192, extent_size="256KiB")
     about = os.stat(SHM / pool.name)
     assert stat.S_ISREG(about.st_mode)
     assert stat.S_IMODE(about.st_mode) == 0o600
     assert about.st_uid == os.geteuid()
-    assert about.st_size > 1 << 30
-    assert about.st_blocks * 512 < 64 << 20
-    assert (pool.page_size, pool.max_frames, pool.budget_frames) == (8192, 131072, 131072)
+    assert about.st_size > 512 << 20
+    assert about.st_blocks * 512 < 32 << 20
+    assert (pool.page_size, pool.max_frames, pool.budget_frames) == (8192, 65536, 65536)
 
 
 @pytest.mark.kernel
