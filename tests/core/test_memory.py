@@ -13,7 +13,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import PoolExhausted
-from tests.conftest import EXTENT, PAGE, PATIENCE, ROOT, WAIT, fill, in_step, kernel_bytes, stamp, touch
+from tests.conftest import EXTENT, PAGE, PATIENCE, ROOT, WAIT, fill, in_step, kernel_bytes, stamp, touch, wait_until
 
 pytestmark = pytest.mark.kernel
 
@@ -34,24 +34,23 @@ def test_nothing_is_allocated_before_it_is_used(make_pool, data_file):
 def test_the_budget_holds_at_every_moment_while_a_file_much_larger_is_read(pool, data_file, child, spawn):
     path = data_file(1000)
     stop = spawn.Event()
-    readers = [child(_read_and_write, pool, str(path), seed, stop) for seed in range(2)]
+    done = spawn.RawArray("q", 2)
+    readers = [child(_read_and_write, pool, str(path), seed, stop, done) for seed in range(2)]
     most = samples = 0
-    end, enough = (
-        time.monotonic() + WAIT,
-        0.0,
-    )  # enough: when to stop, once the readers have started, which takes its time
+    end, enough = time.monotonic() + WAIT, 0.0  # enough: when to stop, once both readers are at work
     while time.monotonic() < (enough or end) or samples <= 10:
         stats = pool.stats()
         assert stats.resident_bytes <= stats.budget_bytes
         data = kernel_bytes(pool) - pool.stats().metadata_bytes
         most, samples = max(most, data), samples + 1
         assert data <= stats.budget_bytes
-        if stats.loads < 200:
+        if not enough:
+            enough = time.monotonic() + 1.5 if _have_done(readers, done, 50) else 0.0
             time.sleep(0.01)
-        elif not enough:
-            enough = time.monotonic() + 1.5
     stop.set()
-    assert sum(reader.result() for reader in readers) > 100
+    for reader in readers:
+        reader.result()
+    assert min(done) >= 50
     assert most > 0
     assert samples > 10
     stats = in_step(pool)
@@ -59,18 +58,26 @@ def test_the_budget_holds_at_every_moment_while_a_file_much_larger_is_read(pool,
     assert stats.misses > 64
 
 
-def _read_and_write(pool, path, seed, stop):
+def _read_and_write(pool, path, seed, stop, done):
+    """Reads and verifies pages, and writes some, until it is stopped; counts them in done[seed]."""
     table = pool.open_file(path, "r+")
-    random, done = np.random.default_rng(seed), 0
+    random = np.random.default_rng(seed)
     while not stop.is_set():
         n = int(random.integers(0, len(table)))
-        if done % 10 == 0:
+        if done[seed] % 10 == 0:
             with table.write(n, timeout=WAIT) as page:
                 assert np.array_equal(page, stamp(n))
         else:
             assert np.array_equal(table[n], stamp(n))
-        done += 1
-    return done
+        done[seed] += 1
+
+
+def _have_done(workers, done, least):
+    """Whether each worker has done so much; raises what has ended one of them."""
+    for worker in workers:
+        if not worker.process.is_alive():
+            worker.result()
+    return min(done) >= least
 
 
 def test_frames_are_recycled_without_giving_memory_back_while_the_pool_is_full(pool, data_file):
@@ -310,25 +317,24 @@ def test_resize_while_others_read_and_write(make_pool, data_file, child, spawn):
     pool = make_pool(256 * PAGE)
     path = data_file(600)
     stop = spawn.Event()
-    workers = [child(_read_and_write, pool, str(path), seed, stop) for seed in range(2)]
-    random, resizes = np.random.default_rng(4), 0
-    deadline = time.monotonic() + WAIT
-    given = 0
-    done = 0
-    while (resizes < 20 or pool.stats().publishes < done + 40) and time.monotonic() < deadline:
-        if len(pool.clients()) < 3:  # they take their time to start
-            resizes, done = 0, pool.stats().publishes
+    done = spawn.RawArray("q", 2)
+    workers = [child(_read_and_write, pool, str(path), seed, stop, done) for seed in range(2)]
+    wait_until(lambda: _have_done(workers, done, 1), "both are at work")
+    random, given, before = np.random.default_rng(4), [], list(done)
+
+    def resized_enough():
         frames = int(random.integers(16, 257))
-        given += pool.resize(frames * PAGE, timeout=WAIT)
-        stats = pool.stats()
-        assert stats.resident_bytes <= frames * PAGE
-        resizes += 1
-        time.sleep(0.01)
+        given.append(pool.resize(frames * PAGE, timeout=WAIT))
+        assert pool.stats().resident_bytes <= frames * PAGE
+        meanwhile = [now - was for now, was in zip(done, before, strict=True)]
+        return len(given) >= 20 and _have_done(workers, meanwhile, 20)
+
+    wait_until(resized_enough, "20 sizes, and each of the two has used 20 pages meanwhile")
     stop.set()
-    assert all(worker.result() > 0 for worker in workers)
-    assert resizes >= 20
+    for worker in workers:
+        worker.result()
     stats = in_step(pool)
-    assert stats.reclaimed_bytes["budget"] == given > 0
+    assert stats.reclaimed_bytes["budget"] == sum(given) > 0
 
 
 def test_resize_below_what_is_pinned_says_so_and_holds_all_the_same(pool, data_file):
