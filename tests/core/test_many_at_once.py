@@ -73,7 +73,7 @@ def test_counters_in_many_threads_lose_nothing(work, threads):
 
 def _stamp_writer(space, seed, seconds):
     random, end, done = np.random.default_rng(seed), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
+    while not done or time.monotonic() < end:
         n = int(random.integers(0, len(space)))
         with space.write(n, timeout=WAIT) as page:
             assert (page == page[0]).all()
@@ -86,7 +86,7 @@ def _stamp_reader(space, seed, seconds):
     random, end, done = np.random.default_rng(seed), time.monotonic() + seconds, 0
     out = np.empty((8, PAGE // 8), np.uint64)
     mixed = 0
-    while time.monotonic() < end:
+    while not done or time.monotonic() < end:
         n = int(random.integers(0, len(space)))
         page = space[n]
         first = int(page[0])

@@ -84,7 +84,7 @@ def test_many_dirty_pages_do_not_exhaust_a_pool_that_can_write_them(pool, data_f
 def _write_for(pool, path, seed, seconds):
     table = pool.open_file(path, "r+")
     random, done, end = np.random.default_rng(seed), 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while not done or time.monotonic() < end:
         with table.write(int(random.integers(0, len(table))), timeout=WAIT) as page:
             page[:] = seed
         done += 1
