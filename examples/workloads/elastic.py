@@ -378,9 +378,11 @@ def draw(samples: list[Sample], phases: list[tuple[float, str]], limit: Limit | 
     axes.plot(times, series("budget"), color=GREY, ls="--", lw=1.1, label="the pool's budget")
     axes.plot(times, series("pool"), color=GREEN, lw=4, alpha=0.45, label="the pool, by its own count")
     axes.plot(times, series("kernel"), color=BLUE, lw=1.1, label="the pool, by the kernel's count (st_blocks)")
+    highest = series("budget").max()
     if limit is not None:
+        highest = max(highest, series("neighbour").max())
         axes.plot(times, series("neighbour"), color="#b03a48", ls=":", label="a neighbour, in the same limit")
-    top = 1.12 * max(s.budget for s in samples) / MIB
+    top = 1.12 * highest
     for n, (at, name) in enumerate(phases):
         axes.axvline(at, color=GREY, lw=0.6, ls=":")
         axes.text(at, top * (0.995 if n % 2 else 0.95), f" {name}", va="top", fontsize=8.5)
