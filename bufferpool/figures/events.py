@@ -127,6 +127,7 @@ class Event:
             EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
             EventReason.DUEL: f"{mode_name(self.value)} misses less often",
             EventReason.SMALL: f"{mode_name(self.value)}, as always below 64 frames",
+            EventReason.REBUILT: f"{mode_name(self.value)} again, as a client died while it changed the policy",
             EventReason.HANGS: self._how_it_hangs(),
             EventReason.LOG_HANGS: self._how_it_hangs(),
             EventReason.PINNED: f"{self._who} pins {self.value:.0f} frames",

@@ -179,6 +179,8 @@ class EventReason(IntEnum):
     """A miniature pool in another mode missed less often: the mode's number in :class:`PolicyMode`."""
     SMALL = 27
     """A pool of less than 64 frames is in the adaptive mode: its number in :class:`PolicyMode`."""
+    REBUILT = 28
+    """A client died while it changed the policy, which begins anew in the adaptive mode: its number in :class:`PolicyMode`."""
     PINNED = 22
     """A client pins pages: how many frames."""
     DIRTY = 23

@@ -228,12 +228,19 @@ def test_a_death_with_the_memory_lock_loses_the_mode_not_pages(
     space = open_pages(pool, tmp_path, int(pages.max()) + 1)
     read(space, pages)
     assert pool.stats().policy_mode != "adaptive"
-    resident = pool.stats().resident_bytes
+    resident, changes = pool.stats().resident_bytes, pool.stats().mode_changes
     at, size = _core.fields()["Header.memory.word"]
     damaged[at : at + size] = (7).to_bytes(size, "little")  # a client that is not there
     space.prefetch([0])
     stats = pool.stats()
     assert (stats.rebuilds, stats.policy_mode, stats.resident_bytes) == (1, "adaptive", resident)
+    last = [event for event in pool.events() if event.kind is bp.EventKind.MODE_CHANGED][-1]
+    assert (last.reason, last.value, stats.mode_changes) == (
+        bp.EventReason.REBUILT,
+        bp.PolicyMode.ADAPTIVE,
+        changes + 1,
+    )
+    assert "a client died" in str(last)
     assert pool.check() == []
     read(space, pages)
     assert pool.stats().policy_mode != "adaptive"

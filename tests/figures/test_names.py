@@ -54,12 +54,13 @@ def test_the_package_has_the_numbers_of_the_core(path, enum, prefix, python) -> 
 
 
 def test_the_core_has_the_numbers_of_the_events() -> None:
-    text = "".join((CORE / "protocol" / name).read_text() for name in ("events.h", "modes.h"))
+    text = "".join((CORE / "protocol" / name).read_text() for name in ("events.h", "memory.h"))
     core = {name: int(number) for name, number in re.findall(r"((?:KIND|REASON)_\w+) = (\d+)", text)}
     assert core == {
         "KIND_REAPED": names.EventKind.REAPED, "REASON_DIED": names.EventReason.DIED,
         "KIND_MODE": names.EventKind.MODE_CHANGED, "REASON_DUEL": names.EventReason.DUEL,
         "REASON_SMALL": names.EventReason.SMALL,
+        "REASON_REBUILT": names.EventReason.REBUILT,
     }  # fmt: skip
 
 

@@ -5,15 +5,27 @@
 //   BUSY -> HOLE   hole_locked
 #pragma once
 
+#include "protocol/events.h"
 #include "protocol/evict.h"
 #include "protocol/lock.h"
 
 namespace bp {
 
+// The numbers are those of bufferpool/figures/names.py.
+constexpr u32 KIND_MODE = 14, REASON_DUEL = 21, REASON_SMALL = 27, REASON_REBUILT = 28;
+
+inline void count_mode_change(Segment& s, u32 mode, u32 reason = REASON_DUEL) {
+    s.counters().mode_changes.add_relaxed(1);
+    u32 budget = s.header->budget_frames.load_relaxed();
+    post_event(s, {KIND_MODE, reason, 0, budget, budget, double(mode)});
+}
+
 // Makes the duel start anew: the owner of the lock may have died while it changed the duel.
 inline void forget_duel(Segment& s) {
     if constexpr (DUELS) s.duel->frames = 0;
+    u32 before = s.header->policy.mode;
     s.header->policy.mode = MODE_ADAPTIVE;
+    if (before != MODE_ADAPTIVE) count_mode_change(s, MODE_ADAPTIVE, REASON_REBUILT);
 }
 
 inline void rebuild(Segment& s) {

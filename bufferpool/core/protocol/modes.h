@@ -3,20 +3,11 @@
 #pragma once
 
 #include "policy/duelling.h"
-#include "protocol/events.h"
 #include "protocol/memory.h"
 
 namespace bp {
 
-constexpr u32 KIND_MODE = 14, REASON_DUEL = 21, REASON_SMALL = 27;  // of bufferpool/figures/names.py
-
 constexpr u32 HITS_A_MISS = 16;  // the most hits that one miss gives to the duel
-
-inline void count_mode_change(Segment& s, u32 mode, u32 reason = REASON_DUEL) {
-    s.counters().mode_changes.add_relaxed(1);
-    u32 budget = s.header->budget_frames.load_relaxed();
-    post_event(s, {KIND_MODE, reason, 0, budget, budget, double(mode)});
-}
 
 // Ends the mode of a pool whose budget has become too small for a duel, which alone could end it.
 inline void leave_mode(Segment& s, Alr<PoolEnv>& policy) {
