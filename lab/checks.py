@@ -196,7 +196,7 @@ def swap(kind: str) -> Check:
         say(not found["wrong"] and not found["check"], f"pages are wrong: {found}")
         if kind == "noswap":
             say(found["swapped_mib"] < 1, f"pages were swapped out: {found}")
-            return f"{found['swapped_mib']:.1f} MiB swapped out"
+            return f"{max(0.0, found['swapped_mib']):.1f} MiB swapped out"
         say(found["swapped_mib"] > 30, f"too little was swapped out: {found}")
         say(found["dropped_mib"] == found["drop"]["fell_mib"] == 24, f"not all was dropped: {found}")
         say(found["disconnect"]["fell_mib"] == 8, f"not all pages of the client are gone: {found}")

@@ -135,7 +135,10 @@ def table(results: Results, planned: Mapping[str, Set[str]], old: Written) -> st
     took, measured = sum(cell.seconds for cell in ran), sum(cell.seconds for cell in ran if cell.cpu)
     used = sum(cell.cpu for cell in ran)
     time = f"; the checks of this machine took {took // 60} minutes"
-    time += f", for {measured // 60} of which {used // 60} minutes of processor time were measured" if measured else ""
+    if measured == took:
+        time += f", with {used // 60} minutes of processor time"
+    elif measured:
+        time += f", for {measured // 60} of which {used // 60} minutes of processor time were measured"
     lines += ["", f"{RELEASES}{', '.join(releases.get(kernel, kernel) for kernel in kernels)}{time if ran else ''}."]
     return "\n".join(lines) + "\n"
 

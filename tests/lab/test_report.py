@@ -60,7 +60,9 @@ def test_a_run_on_another_machine_keeps_the_cells_that_it_has_no_result_for(
         "| storm |  |  |",
         "| power | – | ✓ none lost again |",
     ]
-    assert lines[8].startswith("The kernels were 5.10.0, 6.1.9; ")
+    assert lines[8] == (
+        "The kernels were 5.10.0, 6.1.9; the checks of this machine took 2 minutes, with 0 minutes of processor time."
+    )
     assert (lines[0], lines[-1]) == ("# The lab", "## Pictures")
 
 
