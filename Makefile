@@ -88,7 +88,8 @@ coverage: all $(VENV)/.coverage
 soak: all
 	$(BIN)/python -m pytest -m soak
 
-# It needs root, and Debian's qemu-system-x86, debootstrap and cpio; what it fetches lies in ~/.cache/bufferpool-lab.
+# It needs root, and packages of Debian (docs/lab.md); what it fetches lies in ~/.cache/bufferpool-lab.
+#     apt-get install --no-install-recommends cpio debootstrap e2fsprogs g++-aarch64-linux-gnu git qemu-system-arm qemu-system-x86
 LAB ?=
 lab: all
 	$(BIN)/python -m lab $(LAB)

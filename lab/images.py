@@ -35,7 +35,7 @@ MODULES = (
 SOURCES = ("bufferpool/core/", "tests/native/", "setup.py", "pyproject.toml")
 """What the compiled core depends on."""
 NEEDS = {"qemu-system-x86_64": "qemu-system-x86", "debootstrap": "debootstrap", "cpio": "cpio", "mkfs.ext4": "e2fsprogs",
-         "dpkg-deb": "dpkg", "apt-get": "apt"}  # fmt: skip
+         "git": "git", "dpkg-deb": "dpkg", "apt-get": "apt"}  # fmt: skip
 NEEDS_ARM64 = {"qemu-system-aarch64": "qemu-system-arm", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}
 PACKAGES_ARM64 = "busybox-static,kmod,libstdc++6,procps,python3,python3-dev,util-linux"
 

@@ -55,6 +55,14 @@ def test_images_of_two_trees_stay_for_a_run_that_uses_one(tmp_path: Path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["core-2", "core-3", "project-2.ext4", "project-3.ext4"]
 
 
+def test_one_line_of_the_document_and_of_the_makefile_installs_all_packages() -> None:
+    """The Makefile named three of them, and the run stopped on a fresh machine to name two more."""
+    packages = {*images.NEEDS.values(), *images.NEEDS_ARM64.values()} - {"apt", "dpkg"}
+    line = f"apt-get install --no-install-recommends {' '.join(sorted(packages))}\n"
+    assert f"\n{line}" in (ROOT / "docs" / "lab.md").read_text()
+    assert f"\n#     {line}" in (ROOT / "Makefile").read_text()
+
+
 LEFT = """
 import subprocess, sys
 from pathlib import Path
