@@ -17,6 +17,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import CacheRemoved, TooManySpaces, WouldDeadlock
+from bufferpool.objects.cache import BUSY
 from tests.conftest import WAIT, wait_until
 
 MIB = 1 << 20
@@ -467,6 +468,44 @@ def test_the_renewal_of_a_dead_process_is_taken_over(pool: bp.Pool, child: Any) 
     loading.kill()
     waiting.join(WAIT)
     assert cache.get("key") == "new"
+    assert pool.check() == []
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_coroutine_takes_over_the_load_of_a_dead_process(pool: bp.Pool, child: Any, renewed: bool) -> None:
+    """It got WaitTimeout, whatever its time was: the short time of one look at the load ended while it reaped the process."""
+    cache = pool.cache("renewed")
+    if renewed:
+        cache.put("key", "old", ttl=0.01)
+        wait_until(lambda: "key" not in cache, "it expires")
+    began = multiprocessing.get_context("spawn").Event()
+    loading = child(_hang, pool, began, context="spawn")
+    assert began.wait(WAIT)
+
+    async def load() -> str:
+        return "new"
+
+    async def wait() -> list[str]:
+        waiting = [asyncio.create_task(cache.aget_or_load("key", load, timeout=WAIT)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        loading.kill()
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(wait()) == ["new"] * 3
+    assert pool.check() == []
+
+
+def test_a_process_that_shall_not_wait_takes_over_the_load_of_a_dead_one(pool: bp.Pool, child: Any) -> None:
+    cache = pool.cache("renewed")
+    began = multiprocessing.get_context("spawn").Event()
+    loading = child(_hang, pool, began, context="spawn")
+    assert began.wait(WAIT)
+    assert cache.begin("key", 0.0, False, False, False)[0] == BUSY
+    loading.kill()
+    loads: list[Any] = []
+    wait_until(lambda: cache.begin("key", 0.0, False, True, False, loads)[0] != BUSY, "the dead one is reaped")
+    assert len(loads) == 1
+    assert cache.fail(loads[0], "key", None, False, 1.0)
     assert pool.check() == []
 
 

@@ -190,7 +190,10 @@ inline Begun begin_object(Segment& s, LoadRequest& want) {
         if (!want.wait && (owner == s.me || seems_alive(s, owner))) return Begun::BUSY;
         want.waited = true;
         wait_object(s, entry, word);
-        if (is_too_late()) return Begun::LATE;
+        // A caller that shall not wait comes here only to reap a dead loader, whatever time it has given.
+        bool same = ((s.objects.entries[entry].word.load_seq_cst() ^ word) & ~object::WAITED) == 0;
+        if (!want.wait && same) return Begun::BUSY;
+        if (want.wait && is_too_late()) return Begun::LATE;
         if (s.interrupted && s.interrupted(s)) return Begun::INTERRUPTED;
     }
 }
