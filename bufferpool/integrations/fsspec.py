@@ -387,8 +387,6 @@ DELEGATED = [
     "ls",
     "find",
     "du",
-    "size",
-    "sizes",
     "mkdir",
     "makedirs",
     "rm",
@@ -417,6 +415,8 @@ DELEGATED_PLAIN = [
     "end_transaction",
 ]
 """Calls that are passed to the target, as functions only."""
+READING = {"ls", "find", "du", "get", "get_file", "expand_path", "walk", "created", "checksum", "ukey", "sign"}
+"""Those of these calls that change no file. After the others, what the target has said of its files is forgotten."""
 
 
 def _bare(paths: Any) -> Any:
@@ -525,6 +525,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
     ) -> Any:  # fmt: skip
         options: dict[str, Any] = {} if block_size is None else {"block_size": block_size}
         if mode != "rb":
+            self._answers.clear()
             options |= {} if autocommit else {"autocommit": False}
             return self.fs.open(path, mode, **options, **kwargs)
         file = self._file(path, self._info_and_end(path, block_size or AHEAD_BYTES))
@@ -719,16 +720,12 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
 
     async def _info_by_head(self, path: str) -> dict[str, Any] | None:
         """What HTTPFileSystem says of a file, without its second request for one that is absent. None: it must be asked itself."""
-        if not _is_http(self.fs):
-            return None
-        from fsspec.implementations.http import HTTPFileSystem
-
-        if type(self.fs)._info is not HTTPFileSystem._info:
+        if not _says_what_http_says(self.fs):
             return None
         found, said = await self._head(path)
         if found is False:
             raise FileNotFoundError(errno.ENOENT, "the server has no such file", path)
-        return None if said.get("size") is None else {"name": path, **said, "type": "file"}
+        return None if said.get("size") is None else said
 
     def _known(self, path: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         when, info = self._answers.get(path, (-math.inf, None))
@@ -746,17 +743,39 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         self._answers.clear()
         self.fs.invalidate_cache(_bare(path))
 
+    def _as_kept(self, name: str, path: str) -> bool | None:
+        """What the answer that ``max_age`` keeps says to exists, isfile or isdir. None: there is none, or it does not say."""
+        said = self._known(self._as_target_path(path), {})
+        if said is None:
+            return None
+        if name == "isdir" and _is_http(self.fs):  # to which every URL is a file
+            return None if said.get("mimetype", "") in ("", HTML) else False
+        return name == "exists" or said["type"] == ("file" if name == "isfile" else "directory")
+
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Whether there is a file or folder."""
-        return bool(self._asked("exists", path, **kwargs))
+        kept = None if kwargs else self._as_kept("exists", path)
+        return bool(self._asked("exists", path, **kwargs)) if kept is None else kept
 
     def isfile(self, path: str) -> bool:
         """Whether there is a file."""
-        return bool(self._asked("isfile", path))
+        kept = self._as_kept("isfile", path)
+        return bool(self._asked("isfile", path)) if kept is None else kept
 
     def isdir(self, path: str) -> bool:
         """Whether there is a folder. On an HTTP server, a page with links is one."""
-        return bool(self._asked("isdir", path))
+        kept = self._as_kept("isdir", path)
+        return bool(self._asked("isdir", path)) if kept is None else kept
+
+    def size(self, path: str) -> int | None:
+        """The bytes of a file; None if the target does not know."""
+        return self.info(path).get("size")
+
+    def sizes(self, paths: list[str]) -> list[int | None]:
+        """The bytes of several files."""
+        if self.fs.async_impl:
+            return list(sync(self.loop, self._sizes, paths))
+        return [self.size(path) for path in paths]
 
     def glob(self, path: str, **kwargs: Any) -> Any:
         """The files that match a pattern."""
@@ -770,10 +789,15 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
     # HTTPFileSystem answers the next four calls by GET, for which its server begins to send the whole file.
 
     async def _exists(self, path: str, **kwargs: Any) -> bool:
-        found, _ = (None, None) if kwargs else await self._head(path)
+        found = None if kwargs else self._as_kept("exists", path)
+        if found is None and not kwargs:
+            found, _ = await self._head(path)
         return bool(await self._from_target("exists", _bare(path), **kwargs)) if found is None else found
 
     async def _isfile(self, path: str) -> bool:
+        kept = self._as_kept("isfile", path)
+        if kept is not None:
+            return kept
         found, _ = await self._head(path)
         if found is False:
             self._absent = _bare(path), time.monotonic()
@@ -783,6 +807,9 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         absent, when = self._absent
         if absent == _bare(path) and time.monotonic() - when < SAME_MOMENT_S:
             return False
+        kept = self._as_kept("isdir", path)
+        if kept is not None:
+            return kept
         found, said = await self._head(path)
         if found is False or (found and said.get("mimetype", "") not in ("", HTML)):
             return False
@@ -791,11 +818,15 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
     async def _glob(self, path: str, **kwargs: Any) -> Any:
         if not _is_http(self.fs) or has_magic(path):
             return await self._from_target("glob", _bare(path), **kwargs)
-        found = {_bare(path): await self._info(path)} if await self._exists(path) else {}
+        try:
+            found = {_bare(path): await self._info(path)}
+        except FileNotFoundError:
+            found = {}
         return found if kwargs.get("detail") else list(found)
 
     async def _head(self, path: str) -> tuple[bool | None, dict[str, Any]]:
-        """Whether an HTTP server has a file, and what it says of the file. None: the server does not say, or it is no HTTP server."""
+        """Whether an HTTP server has a file, and what it says of the file, which is kept for ``max_age``. None: the server does not say, or
+        it is no HTTP server."""
         if not _is_http(self.fs):
             return None, {}
         from aiohttp import ClientError, ClientResponseError
@@ -808,6 +839,9 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             return False if error.status in ABSENT else None, {}
         except (ClientError, TimeoutError):  # the target interprets this answer
             return None, {}
+        said = {"name": self._as_target_path(path), **said, "type": "file"}
+        if said.get("size") is not None and _says_what_http_says(self.fs):
+            self._keep(said["name"], said, {})
         return True, said
 
     def modified(self, path: str) -> datetime:
@@ -836,6 +870,15 @@ def _is_http(fs: Any) -> bool:
     return "http" in fs.protocol and bool(fs.async_impl)
 
 
+def _says_what_http_says(fs: Any) -> bool:
+    """Whether the file system is an HTTPFileSystem whose ``info`` is what the server's answer to HEAD says."""
+    if not _is_http(fs):
+        return False
+    from fsspec.implementations.http import HTTPFileSystem
+
+    return type(fs)._info is HTTPFileSystem._info
+
+
 async def _outcome(call: Awaitable[Any]) -> Any:
     """The result of a coroutine, or the exception that it raises."""
     try:
@@ -846,10 +889,20 @@ async def _outcome(call: Awaitable[Any]) -> Any:
 
 def _delegate(name: str, *, plain_only: bool) -> None:
     def function(self: BufferPoolFileSystem, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.fs, name)(*map(_bare, args), **kwargs)
+        try:
+            return getattr(self.fs, name)(*map(_bare, args), **kwargs)
+        finally:
+            forget(self)
 
     async def coroutine(self: BufferPoolFileSystem, *args: Any, **kwargs: Any) -> Any:
-        return await self._from_target(name, *map(_bare, args), **kwargs)
+        try:
+            return await self._from_target(name, *map(_bare, args), **kwargs)
+        finally:
+            forget(self)
+
+    def forget(self: BufferPoolFileSystem) -> None:
+        if name not in READING:
+            self._answers.clear()
 
     original = getattr(AsyncFileSystem, name, None)
     for each, called in ((function, name), (coroutine, f"_{name}")):

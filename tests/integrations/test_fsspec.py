@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -440,6 +441,83 @@ def test_answers_count_for_max_age(origin: Any, options: Options) -> None:
     fs.invalidate_cache()
     with fs.open(url) as file:
         assert file.read(9) == old[:9]
+
+
+QUESTIONS = ("isfile", "exists", "size", "isdir", "info", "glob", "sizes")
+
+
+@pytest.mark.parametrize("first", ["isfile", "exists", "isdir", "info", "glob", "size"])
+def test_one_answer_serves_every_question(origin: Any, options: Options, first: str) -> None:
+    """pandas asks isfile and info before it opens a file, and does all that twice: isfile passed max_age by, and asked each time."""
+    url = origin.put("a.bin", content(3 * BLOCK))
+
+    def asked(fs: Any, name: str) -> Any:
+        return getattr(fs, name)([url] if name == "sizes" else url)
+
+    fs = filesystem(options(), max_age=3600)
+    asked(fs, first)
+    assert origin.count("HEAD") == 1
+    answers = [asked(fs, name) for name in QUESTIONS]
+    assert answers == [True, True, 3 * BLOCK, False, fs.info(url), [url], [3 * BLOCK]]
+    with fs.open(url) as file:
+        assert file.size == 3 * BLOCK
+    assert origin.count("HEAD") == 1
+
+    async def work() -> None:
+        fs = filesystem(options(), asynchronous=True, max_age=3600)
+        session = await fs.fs.set_session()
+        origin.forget()
+        await asked(fs, f"_{first}")
+        assert [
+            await asked(fs, f"_{name}") if name != "sizes" else await fs._sizes([url]) for name in QUESTIONS
+        ] == answers
+        await session.close()
+
+    asyncio.run(work())
+    assert (origin.count("HEAD"), origin.count("GET")) == (1, 0)
+    fs, n = filesystem(options()), len(QUESTIONS)
+    origin.forget()
+    assert [asked(fs, name) for name in QUESTIONS] == answers
+    assert origin.count("HEAD") == n, "without max_age each question is asked"
+
+
+def test_a_kept_answer_is_no_older_than_max_age(origin: Any, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was removed is there for max_age at most; one that was absent is asked for again each time."""
+    now = [1000.0]
+    monkeypatch.setattr("bufferpool.integrations.fsspec.time", SimpleNamespace(monotonic=lambda: now[0]))
+    fs, url = filesystem(options(), max_age=60), f"{origin.url}/a.bin"
+    assert (fs.isfile(url), fs.exists(url), fs.glob(url)) == (False, False, [])
+    origin.put("a.bin", b"abc")
+    assert (fs.isfile(url), fs.exists(url), fs.size(url)) == (True, True, 3)
+    del origin.files["a.bin"]
+    now[0] += 59
+    assert (fs.isfile(url), fs.exists(url), fs.size(url)) == (True, True, 3)
+    now[0] += 2
+    assert (fs.isfile(url), fs.exists(url), fs.isdir(url), fs.glob(url)) == (False, False, False, [])
+    with pytest.raises(FileNotFoundError):
+        fs.size(url)
+    origin.put("a.bin", b"abc")
+    assert fs.isfile(url)
+    del origin.files["a.bin"]
+    fs.invalidate_cache()
+    assert not fs.isfile(url)
+
+
+def test_own_changes_are_seen_at_once(tmp_path: Path, options: Options) -> None:
+    """Not only after max_age: what was said of a file before it was written or removed here is forgotten."""
+    fs, path = filesystem(options(), "file", max_age=3600), str(tmp_path / "a.bin")
+    assert not fs.exists(path)
+    fs.pipe_file(path, b"abc")
+    assert (fs.size(path), fs.isfile(path), fs.isdir(path), fs.isdir(str(tmp_path))) == (3, True, False, True)
+    fs.pipe_file(path, b"abcdef")
+    assert (fs.size(path), fs.sizes([path]), fs.cat_file(path)) == (6, [6], b"abcdef")
+    with fs.open(path, "wb") as file:
+        file.write(b"ab")
+    assert fs.size(path) == 2
+    fs.mv(path, f"{path}.old")
+    assert (fs.isfile(path), fs.isfile(f"{path}.old")) == (False, True)
+    fs.rm(f"{path}.old")
+    assert not fs.exists(f"{path}.old")
 
 
 def test_errors_are_the_targets_and_belong_to_their_range(origin: Any, options: Options) -> None:

@@ -49,6 +49,21 @@ def test_pandas(origin: Any, options: Options, parquet: tuple[str, Any]) -> None
         assert len(frame) == table.num_rows
 
 
+def test_pandas_asks_nothing_within_max_age(origin: Any, options: Options, parquet: tuple[str, Any]) -> None:
+    """A warm read sent two questions although max_age was given: pandas asks isfile before each time that it opens the file."""
+    pandas = pytest.importorskip("pandas")
+    url, given = parquet[0], options(budget="16MiB", max_age=3600)
+    for n in range(2):
+        origin.forget()
+        pandas.read_parquet(f"bufferpool::{url}", storage_options={"bufferpool": given})
+        assert origin.count("HEAD") == (n == 0)
+    fs, _ = fsspec.core.url_to_fs(f"bufferpool::{url}", bufferpool=given | {"max_age": 0})
+    origin.forget()
+    with fs.open(url) as file:
+        pandas.read_parquet(file)
+    assert origin.count("HEAD") == 1
+
+
 def test_pyarrow_datasets(origin: Any, options: Options, parquet: tuple[str, Any]) -> None:
     """Many files, a filter and columns, by the handler that pyarrow has for fsspec."""
     dataset = pytest.importorskip("pyarrow.dataset")
