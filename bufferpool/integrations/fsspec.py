@@ -45,7 +45,7 @@ from bufferpool.integrations.origins import (
     of_this_process,
 )
 from bufferpool.pool import Pool
-from bufferpool.units import seconds_of
+from bufferpool.units import flag_of, format_size, parse_size, seconds_of
 from bufferpool.upkeep.steward import Settings
 
 Asked = tuple[str, int | None, int | None]
@@ -81,6 +81,20 @@ SAME_MOMENT_S = 0.05
 dozen files that may lie beside an image."""
 ANSWERS = 4096
 """The most answers about files that are kept for ``max_age`` seconds."""
+BLOCKS_LEAST = 4
+"""The blocks that a budget must have room for."""
+OF_FSSPEC = frozenset(
+    [
+        "asynchronous",
+        "loop",
+        "batch_size",
+        "skip_instance_cache",
+        "use_listings_cache",
+        "listings_expiry_time",
+        "max_paths",
+    ]
+)
+"""The options that fsspec has for every file system."""
 CHANGES = 4
 """How often one call starts again because the file has changed meanwhile."""
 
@@ -105,9 +119,27 @@ class PoolOptions:
     steward: bool = True
     """Whether this process may be the pool's steward, which gives idle memory back and follows the machine's memory pressure."""
 
+    def __post_init__(self) -> None:
+        block = PAGE_SIZE if self.block_size is None else parse_size(self.block_size, "block_size") or PAGE_SIZE
+        if self.budget != "auto" and parse_size(self.budget, "budget") < BLOCKS_LEAST * block:
+            least = format_size(BLOCKS_LEAST * block)
+            raise ValueError(
+                f"budget must be at least {least} ({BLOCKS_LEAST} blocks of {format_size(block)}), not {self.budget!r}"
+            )
+        flag_of(self.steward, "steward")
+        Settings(idle=self.idle)  # raises TypeError, ValueError
+
     @property
     def name(self) -> str:
         return f"fsspec-{os.geteuid()}" if self.pool is None else self.pool
+
+    @classmethod
+    def of(cls, options: dict[str, Any], what: str) -> PoolOptions:
+        """These options, and no others; ``what``: whose options they are. Raises TypeError."""
+        unknown = [name for name in options if name not in cls.__dataclass_fields__]
+        if unknown:
+            raise TypeError(f"{what} has no option {unknown[0]!r}: it has {', '.join(cls.__dataclass_fields__)}")
+        return cls(**options)
 
 
 _opening = Lock()
@@ -331,7 +363,8 @@ class BlockCache(BaseCache):  # type: ignore[misc]
         file = RemoteFile.of(opened.fs, opened.path, opened.fs.info(opened.path))
         if file.size != size:
             raise file.changed(f"size={size}")
-        self.reader = Reader(blocks_of(PoolOptions(**options)), file, max(blocksize or 0, FIRST_AHEAD_BYTES))
+        asked = PoolOptions.of(options, 'cache_type="bufferpool"')
+        self.reader = Reader(blocks_of(asked), file, max(blocksize or 0, FIRST_AHEAD_BYTES))
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
         return self.reader.read(start or 0, self.size if stop is None else stop)
@@ -428,6 +461,17 @@ def _bare(paths: Any) -> Any:
     return [_bare(path) for path in paths] if isinstance(paths, list | tuple) else paths
 
 
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    """Raises TypeError if the file system has an option that neither it nor fsspec knows: a misspelt one would do nothing."""
+    unknown = sorted(name for name in options if name not in OF_FSSPEC)
+    if unknown:
+        known = ", ".join(["max_age", *PoolOptions.__dataclass_fields__, "fs", "target_protocol", "target_options"])
+        raise TypeError(
+            f"the bufferpool file system has no option {unknown[0]!r}: it has {known}, and those of fsspec; options of the target are "
+            "given in target_options=, or by its protocol, as https={...}, beside a URL bufferpool::https://..."
+        )
+
+
 def _limits(size: int, start: int | None, end: int | None) -> tuple[int, int]:
     """The bytes that fsspec's ``start`` and ``end`` mean: as those of a slice."""
     first, last, _ = slice(start, end).indices(size)
@@ -448,6 +492,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         fo: str | None = None, max_age: float = 0.0, **options: Any,
     ) -> None:  # fmt: skip
         known = {name: options.pop(name) for name in PoolOptions.__dataclass_fields__ if name in options}
+        _refuse_unknown(options)
         super().__init__(**options)
         if (fs is None) == (target_protocol is None):
             raise ValueError(
@@ -463,7 +508,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
                 f"the target has asynchronous={fs.asynchronous}, so pass asynchronous={fs.asynchronous} here, too"
             )
         self._target = fs
-        self.pool_options = PoolOptions(**known)
+        self.pool_options = PoolOptions.of(known, "the file system")
         self.max_age = seconds_of(max_age, "max_age") or 0.0
         self._absent = "", -math.inf  # the path that the last isfile() has not found, and when
         self._answers: dict[str, tuple[float, dict[str, Any]]] = {}

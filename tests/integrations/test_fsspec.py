@@ -4,6 +4,7 @@ import asyncio
 import io
 import itertools
 import os
+import pickle
 import random
 import signal
 import threading
@@ -24,6 +25,8 @@ from tests.support.children import on_small_tmpfs, run_python
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
+
+from fsspec.asyn import get_loop  # noqa: E402
 
 from bufferpool.integrations.blocks import Blocks  # noqa: E402
 from bufferpool.integrations.fsspec import BufferPoolFileSystem  # noqa: E402
@@ -1063,11 +1066,58 @@ def test_options_are_not_swallowed(origin: Any, options: Options) -> None:
     fs = filesystem(options())
     with pytest.raises(TypeError, match="no options \\['compresion'\\]"):
         fs.open(url, compresion="gzip")
+    with pytest.raises(TypeError, match="has no option 'budgett': it has max_age, pool, budget, block_size, directory"):
+        filesystem(options(budgett="1GiB"))
+    with pytest.raises(TypeError, match=r"has no option 'client_kwargs'.* target_options="):
+        fsspec.open(f"bufferpool::{url}", bufferpool=options(), client_kwargs={"trust_env": True})
+    with pytest.raises(TypeError, match="has no option 'budgett': it has pool, budget, block_size, directory"):
+        fs.fs.open(url, cache_type="bufferpool", cache_options=options(budgett="1GiB"))
     with pytest.raises(ValueError, match="name one target"):
         fsspec.filesystem("bufferpool", **options())
     with pytest.raises(NotImplementedError, match="max_gap"):
         fs.cat_ranges([url], 0, 1, max_gap=5)
     assert fs.cat_file(url) == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ({"budget": -5}, ValueError, "budget must not be negative"),
+        ({"budget": 5}, ValueError, "budget must be at least 256.0 KiB"),
+        ({"budget": "2 apples"}, ValueError, "budget must look like"),
+        ({"budget": None}, TypeError, "budget must be a number of bytes"),
+        ({"block_size": -1}, ValueError, "block_size must not be negative"),
+        ({"max_age": -1}, ValueError, "max_age must be"),
+        ({"idle": -1}, ValueError, "idle must be"),
+        ({"steward": "no"}, TypeError, "steward must be True or False"),
+    ],
+)
+def test_wrong_values_are_refused_by_the_options_name(
+    given: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    """A budget of -5 was refused as a "capacity", when the first file was opened, and idle=-1 was no error: no steward ran."""
+    with pytest.raises(error, match=match):
+        filesystem(given, "memory")
+
+
+def test_the_options_that_fsspec_gives_to_every_file_system(origin: Any, options: Options) -> None:
+    """A URL's chain, copies, pickles, JSON, references and zarr pass them on."""
+    url, given = origin.put("a.bin", b"abc"), options()
+    more = {"use_listings_cache": False, "listings_expiry_time": 5, "max_paths": 9, "batch_size": 4, "loop": get_loop()}
+    fs = filesystem(given, **more)
+    assert fs.cat_file(url) == b"abc"
+    chained, path = fsspec.core.url_to_fs(
+        f"bufferpool::{url}", http={"block_size": 1 << 20}, bufferpool=given, mode="rb"
+    )
+    assert chained.cat_file(path) == b"abc"
+    assert pickle.loads(pickle.dumps(chained)).cat_file(path) == b"abc"
+    assert fsspec.AbstractFileSystem.from_json(chained.to_json()).cat_file(path) == b"abc"
+    assert fsspec.filesystem("bufferpool", fs=fs.fs, skip_instance_cache=True, **given).cat_file(url) == b"abc"
+    references = {"x": [url, 0, 2]}
+    reference = fsspec.filesystem(
+        "reference", fo=references, remote_protocol="bufferpool", remote_options={"target_protocol": "http", **given}
+    )
+    assert reference.fss["bufferpool"].cat_file(url) == b"abc"
 
 
 def test_an_s3_client(origin: Any, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
