@@ -169,6 +169,93 @@ def test_a_worker_that_is_killed_finds_the_pool_again(cluster: Cluster) -> None:
     assert set(cluster.client.run(loads).values()) == {PAGES}, "the pages are still there"
 
 
+@pytest.fixture(params=["one process", "processes"])
+def notebook(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Path]]:
+    """A client with two workers, in one process or in two, and the folder of their pools."""
+    folder = SHM / f"bptest-{os.getpid()}-dask-{secrets.token_hex(3)}"
+    folder.mkdir()
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0", processes=request.param == "processes"
+    )
+    with cluster, distributed.Client(cluster) as client:
+        yield client, folder
+    assert not list(folder.iterdir()), "no pool is left"
+    folder.rmdir()
+
+
+def while_registered(began: Path, go_on: Path) -> tuple[int, int, bool]:
+    """A task under way while the plugin is registered again."""
+    pool = worker_pool()
+    page = numbers(pool)[3]
+    began.touch()
+    while not go_on.exists():
+        worker_pool()
+    total = int(page.sum()), int(numbers(pool)[4].sum())
+    del page
+    assert pool.check() == []
+    return *total, worker_pool().path == pool.path
+
+
+@pytest.mark.parametrize("again", ["another", "the same name"])
+def test_a_plugin_can_be_registered_again(again: str, notebook: tuple[Any, Path], tmp_path: Path) -> None:
+    """A notebook's cell that ran twice made a second pool: worker_pool() raised NoWorkerPool from then on, in every task."""
+    client, folder = notebook
+    name = new_name() if again == "the same name" else None
+    settings: dict[str, Any] = {"capacity": "4MiB", "pool_name": name, "directory": str(folder), "page_size": PAGE}
+    client.register_plugin(PoolPlugin(**settings))
+    workers = list(client.run(os.getpid))
+    assert client.submit(sum_of, 1, pure=False).result() == expected()[1].sum()
+    before = set(client.run(about_pool).values())
+    running = [
+        client.submit(while_registered, tmp_path / f"began{n}", tmp_path / "go", workers=[worker], pure=False)
+        for n, worker in enumerate(workers)
+    ]
+    wait_until(lambda: all((tmp_path / f"began{n}").exists() for n in range(len(workers))), "the tasks run")
+    client.register_plugin(PoolPlugin(**settings))
+    after = set(client.run(about_pool).values())
+    assert client.submit(sum_of, 1, pure=False).result() == expected()[1].sum(), "tasks find the pool"
+    (tmp_path / "go").touch()
+    sums = int(expected()[3].sum()), int(expected()[4].sum())
+    assert client.gather(running) == [(*sums, again != "another")] * len(workers), "tasks under way keep their pool"
+    assert len(before) == len(after) == 1, "the workers share one pool"
+    assert (before == after) == (again != "another")
+    assert len(list(folder.iterdir())) == 1, "the pool of the first plugin is removed"
+    assert set(client.run(mapped, str(folder)).values()) == {1}, "and detached"
+
+
+def mapped(folder: str) -> int:
+    """How many pools of the folder this process has mapped."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return len({line.split(maxsplit=5)[5] for line in lines if folder in line})
+
+
+@pytest.mark.parametrize("notebook", ["one process"], indirect=True)
+def test_a_plugin_that_is_removed_removes_the_pool(notebook: tuple[Any, Path]) -> None:
+    client, folder = notebook
+    client.register_plugin(PoolPlugin("4MiB", directory=str(folder)))
+    client.register_plugin(PoolPlugin("4MiB", "second", directory=str(folder)))
+    assert len(list(folder.iterdir())) == 2
+    with pytest.raises(NoWorkerPool, match=r"'second'.*'bufferpool', 'bufferpool-second'.*unregister_worker_plugin"):
+        client.submit(about_pool, pure=False).result()
+    client.unregister_worker_plugin("bufferpool-second")
+    client.submit(about_pool, pure=False).result()
+    client.unregister_worker_plugin("bufferpool")
+    with pytest.raises(NoWorkerPool, match="register_plugin"):
+        client.submit(about_pool, pure=False).result()
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("notebook", ["one process"], indirect=True)
+def test_a_directory_of_an_unset_variable_is_refused(notebook: tuple[Any, Path]) -> None:
+    """The error said that the directory $NOPE does not exist, and asked to create it."""
+    client, folder = notebook
+    for directory in ("$BP_NOPE", f"{folder}/${{BP_NOPE}}/x"):
+        with pytest.raises(bp.errors.SegmentNotFound, match="variable BP_NOPE is not set in this worker"):
+            client.register_plugin(PoolPlugin("4MiB", directory=directory))
+    client.register_plugin(PoolPlugin("4MiB", directory=str(folder)))
+    assert {Path(path).parent for path, _ in client.run(about_pool).values()} == {folder}
+
+
 def test_without_a_plugin_there_is_no_pool_of_the_worker() -> None:
     with pytest.raises(NoWorkerPool, match="register_plugin"):
         worker_pool()
