@@ -14,7 +14,7 @@ free pages. Page 1 is the root of the catalog, a tree: table name -> u32 root, m
     meta page, from byte 40:   8 "TOYDB1\\0\\0" · 16 uuid · u32 page size · u32 pages · u32 first free · u32 free pages
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from struct import Struct
 from types import TracebackType
@@ -108,7 +108,7 @@ class Transaction:
     _holder: object = None
     """What has, or may have, the write lock for this transaction; None: nothing."""
     _pages = _restarts = _misses = 0
-    _since: int | None
+    _since: int | None = None
     """The handle's misses when this transaction began or was resumed; None while it is paused or has ended."""
 
     def __init__(self, database: "Database", engine: Engine, kind: Kind, timeout: float | None = None) -> None:
@@ -123,9 +123,8 @@ class Transaction:
         self._dirty: dict[int, Page] = {}
         self._before: dict[int, bytes | None] = {}
         self._undo: list[dict[int, bytes | None]] = []
-        # Weak, so that there is no cycle: a transaction that is dropped ends at once.
-        self._tables: WeakValueDictionary[str, Table] = WeakValueDictionary()
-        self._since = None
+        # A writer has no cycle with its tables: if it is dropped, it ends at once, and the write lock is free.
+        self._tables: MutableMapping[str, Table] = WeakValueDictionary() if kind == "write" else {}
         # A version of a page with an LSN above _newest is not seen: an older version is looked for. ``moving``: the pages that it sees
         # may change while it reads.
         if kind == "snapshot":
@@ -168,7 +167,8 @@ class Transaction:
             self.rollback()
 
     def __del__(self) -> None:
-        self.rollback()
+        if self._open or self._holder is not None:
+            self.rollback()
 
     def must_be_open(self) -> None:
         """Raises TransactionEnded, DatabaseClosed."""
@@ -263,6 +263,7 @@ class Transaction:
         self.shape += 1
         self._dirty.clear()
         self._before.clear()
+        self._tables.clear()  # no cycle remains: what has ended is freed without the garbage collector
         if self._database.closed:
             return
         if self._holder is not None:
