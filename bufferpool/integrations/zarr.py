@@ -11,6 +11,7 @@ the store. If the writer is killed, the key remains without a token, and readers
 
 import asyncio
 import hashlib
+import json
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator
@@ -30,7 +31,7 @@ from zarr.core.indexing import get_indexer
 from zarr.registry import register_pipeline
 from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
-from bufferpool.objects.cache import Cache, Key
+from bufferpool.objects.cache import Cache, Key, ttl_of
 
 _ABSENT: Final = object()
 _WRITING: Final = 0  # in place of a token
@@ -43,12 +44,29 @@ def name_of(store: Store) -> str:
     """A name for a store that is the same in every process that opens it, and that no other store has."""
     if isinstance(store, LocalStore):
         return f"file://{store.root.resolve()}"
-    if isinstance(store, FsspecStore):
+    if isinstance(store, FsspecStore) and not _is_in_memory(json.loads(store.fs.to_json())):
         options = hashlib.sha256(store.fs.to_json().encode()).hexdigest()[:16]
         return f"{type(store.fs).__module__}:{options}:{store.path}"
     raise ValueError(
         f"{store!r} has no name that is the same in all processes: pass name=, and another one for each store in the cache"
     )
+
+
+def _is_in_memory(described: Any) -> bool:
+    """Whether a file system of fsspec, as its JSON describes it, is one in the memory of this process, or lies over such a one. Its
+    paths mean other files in another process."""
+    if isinstance(described, dict):
+        protocols = [described.get(key) for key in ("protocol", "target_protocol", "remote_protocol")]
+        return "memory" in protocols or any(map(_is_in_memory, described.values()))
+    return isinstance(described, list) and any(map(_is_in_memory, described))
+
+
+def _check_store(store: Any) -> None:
+    """Raises TypeError."""
+    if not isinstance(store, Store):
+        raise TypeError(
+            f"store must be a store of zarr, such as LocalStore(path) or FsspecStore.from_url(url), not {type(store).__name__}"
+        )
 
 
 class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types are not looked at
@@ -60,8 +78,15 @@ class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types ar
     """
 
     def __init__(self, store: Store, cache: Cache, *, name: str | None = None, ttl: float | None = None) -> None:
+        _check_store(store)
+        if not isinstance(cache, Cache):
+            raise TypeError(
+                f'cache must be a cache of a pool, as pool.cache("zarr") returns, not {type(cache).__name__}'
+            )
+        if not isinstance(name, str | None):
+            raise TypeError(f"name must be a string, not {type(name).__name__}")
         super().__init__(store)
-        self.cache, self.ttl = cache, ttl
+        self.cache, self.ttl = cache, ttl_of(ttl)
         self.name = name_of(store) if name is None else name
 
     @classmethod
@@ -69,6 +94,7 @@ class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types ar
         cls, store: Store, cache: Cache, *, name: str | None = None, ttl: float | None = None, read_only: bool = False
     ) -> Self:  # fmt: skip
         """Wraps a store, and opens it."""
+        _check_store(store)
         made = cls(store.with_read_only(True) if read_only else store, cache, name=name, ttl=ttl)
         return await made.opened()
 
@@ -428,10 +454,14 @@ class DecodedArray(Array):  # type: ignore[misc]
     of chunks that are decoded in the cache. Here a selection by numbers, slices and, for each axis, arrays is read in the calling thread if all
     of its chunks are in the cache, and in zarr's way otherwise. Everything else is as in the array that is given.
 
-    Raises ValueError if the array is not read with :class:`DecodedChunks`.
+    Raises ValueError if the array is not read with :class:`DecodedChunks`, and TypeError if it is no array of zarr.
     """
 
     def __init__(self, array: Array | AsyncArray[Any]) -> None:
+        if not isinstance(array, Array | AsyncArray):
+            raise TypeError(
+                f"array must be an array of zarr, such as zarr.open_array(CachedStore(...)), not {type(array).__name__}"
+            )
         found = (
             array.async_array if isinstance(array, Array) else array
         )  # zarr's methods make a new array of an AsyncArray

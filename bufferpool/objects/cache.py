@@ -243,7 +243,7 @@ class Cache(_core.CacheBase):
                 "that is there already"
             )
         flag_of(stale, "stale_while_loading")
-        _ttl_of(ttl)
+        ttl_of(ttl)
         return seconds_of(timeout)
 
     def _load_of(self, key: Key) -> LoadOf:
@@ -388,7 +388,7 @@ class Settings:
         cls, ttl: float | None, jitter: float | None, limit: int | str | None, reserve: int | str | None
     ) -> "Settings":
         """Checks the arguments of :meth:`bufferpool.Pool.cache`. Raises ValueError, TypeError."""
-        seconds = _ttl_of(ttl)
+        seconds = ttl_of(ttl)
         if jitter is not None and (not is_number(jitter) or not 0 <= jitter < 1):
             raise bad_number(jitter, f"jitter must be 0 to below 1 (a part of the ttl), not {jitter!r}")
         most, least = limits_of(limit, reserve)
@@ -404,7 +404,7 @@ class Settings:
         return cls(ns, None if jitter is None else int(jitter * 2**32), most, least)
 
 
-def _ttl_of(ttl: float | None) -> float | None:
+def ttl_of(ttl: float | None) -> float | None:
     """The seconds after which a value expires; None: the caller gives none. Raises TypeError, ValueError."""
     seconds = None if ttl is None else seconds_of(ttl, "ttl")
     if seconds == 0:

@@ -18,7 +18,7 @@ zarr = pytest.importorskip("zarr", minversion="3.0")
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest  # noqa: E402
 from zarr.core.buffer import default_buffer_prototype  # noqa: E402
 from zarr.core.buffer.cpu import Buffer  # noqa: E402
-from zarr.storage import LocalStore, MemoryStore, WrapperStore  # noqa: E402
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore  # noqa: E402
 from zarr.testing.store import StoreTests  # noqa: E402
 
 from bufferpool.integrations.zarr import PIPELINE, CachedStore, DecodedArray, DecodedChunks  # noqa: E402
@@ -414,6 +414,48 @@ def test_a_store_without_a_name_of_its_own_needs_one(cache: Any, tmp_path: Path)
         CachedStore(MemoryStore(), cache)
     os.chdir(tmp_path)
     assert CachedStore(LocalStore("data"), cache).name == CachedStore(LocalStore(tmp_path / "data"), cache).name
+
+
+@pytest.mark.parametrize("url", ["memory://data", "bufferpool::memory://data", "simplecache::memory://data"])
+def test_a_file_system_in_memory_has_no_name_either(url: str, cache: Any) -> None:
+    """memory:// of fsspec is another store in each process: a process got the chunks of another one's array."""
+    pytest.importorskip("fsspec")
+    store = FsspecStore.from_url(url)
+    with pytest.raises(ValueError, match="name="):
+        CachedStore(store, cache)
+    assert CachedStore(store, cache, name="mine").name == "mine"
+
+
+def test_a_file_system_of_files_has_a_name(cache: Any, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    (tmp_path / "memory").mkdir()
+    named = [
+        CachedStore(FsspecStore.from_url(f"file://{tmp_path}/{sub}"), cache).name for sub in ("memory", "memory", "b")
+    ]
+    assert named[0] == named[1] != named[2]
+
+
+def test_wrong_arguments_are_refused_by_the_constructors(cache: Any, pools: Pools, tmp_path: Path) -> None:
+    """They were taken, and failed at the first read: a path is no store, and a pool keeps no values."""
+    store = LocalStore(tmp_path)
+    for source in (str(tmp_path), tmp_path, {}, np.zeros(3), None):
+        for name in (None, "mine"):
+            with pytest.raises(TypeError, match=r"store of zarr, such as LocalStore\(path\).*, not "):
+                CachedStore(source, cache, name=name)
+        with pytest.raises(TypeError, match="store of zarr"):
+            asyncio.run(CachedStore.open(source, cache, read_only=True))
+    for other in (pools.create("4MiB"), None, "zarr", {}):
+        with pytest.raises(TypeError, match=r'as pool.cache\("zarr"\) returns, not '):
+            CachedStore(store, other)
+    with pytest.raises(TypeError, match="name must be a string, not PosixPath"):
+        CachedStore(store, cache, name=tmp_path)
+    for ttl, error in ((-1, ValueError), (0, ValueError), ("1h", TypeError), (True, TypeError)):
+        with pytest.raises(error, match="ttl must be"):
+            CachedStore(store, cache, ttl=ttl)
+    zarr.create_group(store)
+    for array in (np.zeros(3), None, "array", zarr.open_group(store, mode="r")):
+        with pytest.raises(TypeError, match=r"array of zarr, such as zarr\.open_array"):
+            DecodedArray(array)
 
 
 def test_a_store_pickles(cache: Any, tmp_path: Path) -> None:
