@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from bufferpool.objects.cache import Cache, Key
+from bufferpool.units import flag_of
 
 _AS_INTEGERS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 """The integer type as which the items of a tensor are kept if numpy does not have their type, by the size of an item."""
@@ -52,7 +53,7 @@ class CachedDataset(Dataset[Any]):  # type: ignore[misc]  # torch is not type-ch
     """A map-style dataset whose samples are loaded once for all processes, and kept in ``cache``.
 
     ``version`` says which code makes the samples: change it together with the code. Give each dataset a cache of its
-    own: a sample is known by its index. Samples are tensors, arrays, numbers, str, bytes, and dicts, lists, tuples and named
+    own: a sample is known by its index, so two datasets in one cache would get each other's. Samples are tensors, arrays, numbers, str, bytes, and dicts, lists, tuples and named
     tuples of them, of any size; other objects are kept pickled.
 
     ``copy``: whether a sample's tensors and arrays are private, so that a transform may change them in place. Without a copy they
@@ -72,8 +73,12 @@ class CachedDataset(Dataset[Any]):  # type: ignore[misc]  # torch is not type-ch
             raise TypeError(f"a sample is kept by its index, and {type(dataset).__name__} has no samples by index")
         if not isinstance(version, int | str):
             raise TypeError(f"version must be an integer or a string, not {type(version).__name__}")
+        if not isinstance(cache, Cache):
+            raise TypeError(f"samples are kept in a cache, pool.cache(name), not in {type(cache).__name__}")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be a function of a sample, or None, not {transform!r:.100}")
         self.dataset, self.cache, self.transform = dataset, cache, transform
-        self._version, self._copy = version, copy
+        self._version, self._copy = version, flag_of(copy, "copy")
 
     def __len__(self) -> int:
         return len(self.dataset)

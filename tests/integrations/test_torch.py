@@ -207,6 +207,26 @@ def test_what_has_no_index_cannot_be_kept(cache: Any) -> None:
         CachedDataset(Fixed(1), cache, version=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"cache": "a pool"}, r"pool\.cache\(name\), not in Pool"),
+        ({"cache": None}, r"pool\.cache\(name\), not in NoneType"),
+        ({"transform": 3}, "transform must be a function .* not 3"),
+        ({"copy": "no"}, "copy must be True or False, not 'no'"),
+        ({"version": 1.5}, "version must be"),
+    ],
+    ids=["pool", "no cache", "transform", "copy", "version"],
+)
+def test_a_wrong_argument_is_refused_at_once(wrong: dict[str, Any], message: str, pools: Pools) -> None:
+    """A pool in place of a cache, and a transform that cannot be called, failed in the workers; copy="no" was a copy."""
+    pool = pools.create("16MiB")
+    if wrong.get("cache") == "a pool":
+        wrong = {"cache": pool}
+    with pytest.raises(TypeError, match=message):
+        CachedDataset(Fixed(1), **({"cache": pool.cache("samples"), "version": 1} | wrong))
+
+
 @pytest.mark.parametrize("index", [1.5, None, slice(2), torch.tensor(1.5)], ids=["float", "none", "slice", "tensor"])
 def test_an_index_that_is_none_is_refused(cache: Any, index: Any) -> None:
     """1.5 was kept as sample 1, and later readers of sample 1 got what the dataset has for 1.5."""
