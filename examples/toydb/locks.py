@@ -89,7 +89,9 @@ class Lock:
 
     def __init__(self, file: LockFile, byte: int, what: str) -> None:
         self._file, self._byte, self._what = file, byte, what
-        self._mutex = threading.Lock()  # guards the fields below; nobody waits while he has it
+        # Guards the fields below; nobody waits while he has it. Reentrant, because a handler, or the end of a transaction that the
+        # garbage collector finds, may come in between: where that matters, nothing is called.
+        self._mutex = threading.RLock()
         self._holder: object = None
         self._thread = 0  # which took it
         self._freed = threading.Lock()  # unlocked by each release: wakes one thread that waits
@@ -115,9 +117,9 @@ class Lock:
 
     def _claim(self, holder: object) -> bool:
         """Excludes the other threads of this handle; returns whether it could."""
+        thread = threading.get_ident()
         with self._mutex:
             if self._holder is None:
-                thread = threading.get_ident()
                 self._holder, self._thread = holder, thread
             return self._holder is holder
 

@@ -16,6 +16,7 @@ import toydb
 from tests.conftest import WAIT, wait_until
 from tests.support.children import Threads
 from tests.toydb.conftest import OpenDatabase, fill
+from toydb import locks
 
 # ---- transactions -------------------------------------------------------------------
 
@@ -306,6 +307,26 @@ def test_an_exception_of_a_handler_leaves_no_lock_behind(open_db: OpenDatabase, 
     assert moment > 40
     with db.begin() as txn:
         assert [key for key, _ in txn.table("t").scan()] == [b"000000"]
+
+
+def test_a_handler_may_begin_while_the_lock_changes_hands(db: toydb.Database, monkeypatch: Any) -> None:
+    """As may the end of a dropped transaction, which the garbage collector calls anywhere: the thread would wait for itself."""
+    fill(db, 1)
+    release, refused = db._engine.file.release, []
+
+    def interrupted(byte: int) -> None:
+        if byte == locks.WRITE:
+            with pytest.raises(toydb.TransactionError):
+                db.begin(write=True, timeout=0)
+            refused.append(byte)
+        release(byte)
+
+    monkeypatch.setattr(db._engine.file, "release", interrupted)
+    with db.begin(write=True) as txn:
+        txn.table("t").put(b"x", b"y")
+    monkeypatch.undo()
+    assert refused == [locks.WRITE]
+    db.begin(write=True, timeout=0).rollback()
 
 
 def test_a_segment_is_durable_before_the_next_begins(db: toydb.Database, monkeypatch: Any) -> None:
