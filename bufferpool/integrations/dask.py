@@ -14,13 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import WorkerPlugin
-from distributed.core import Status
-
 from bufferpool._locks import Lock
 from bufferpool.errors import NoWorkerPool, SegmentNotFound, SegmentReplaced
+from bufferpool.integrations.extras import needs
 from bufferpool.machine.descriptor import epoll, opened
 from bufferpool.pool import Pool
+
+with needs("'bufferpool[dask]'"):
+    from distributed import WorkerPlugin
+    from distributed.core import Status
 
 _TRIES = 100
 _RUNNING = (Status.running, Status.paused)

@@ -12,10 +12,12 @@ CACHES = {
 import math
 from typing import Any, Final
 
-from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
-from django.core.exceptions import ImproperlyConfigured
-
+from bufferpool.integrations.extras import needs
 from bufferpool.integrations.shared import shared_pool
+
+with needs("django"):
+    from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+    from django.core.exceptions import ImproperlyConfigured
 
 _ABSENT: Final = object()
 

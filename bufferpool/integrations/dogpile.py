@@ -11,11 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dogpile.cache.api import NO_VALUE, CacheBackend, CacheMutex
-from dogpile.cache.region import register_backend
-
+from bufferpool.integrations.extras import needs
 from bufferpool.integrations.shared import shared_pool
 from bufferpool.objects.cache import END_S, LOAD, UNKEPT, Cache, Key
+
+with needs("dogpile.cache"):
+    from dogpile.cache.api import NO_VALUE, CacheBackend, CacheMutex
+    from dogpile.cache.region import register_backend
 
 
 class PoolMutex(CacheMutex):  # type: ignore[misc]

@@ -25,16 +25,11 @@ from glob import has_magic
 from itertools import chain
 from typing import Any, ClassVar, cast
 
-from fsspec import filesystem, get_filesystem_class
-from fsspec.asyn import AbstractAsyncStreamedFile, AsyncFileSystem, get_loop, sync
-from fsspec.caching import BaseCache, register_cache
-from fsspec.implementations.chained import ChainedFileSystem
-from fsspec.spec import AbstractBufferedFile
-
 from bufferpool._core import CLIENTS_LIMIT
 from bufferpool._locks import Lock
 from bufferpool.errors import PoolMismatch, RemoteChanged
 from bufferpool.integrations.blocks import Block, Blocks, Range
+from bufferpool.integrations.extras import needs
 from bufferpool.integrations.links import Window
 from bufferpool.integrations.origins import (
     Early,
@@ -47,6 +42,13 @@ from bufferpool.integrations.origins import (
 from bufferpool.pool import Pool
 from bufferpool.units import flag_of, format_size, parse_size, seconds_of
 from bufferpool.upkeep.steward import Settings
+
+with needs("'bufferpool[fsspec]'"):
+    from fsspec import filesystem, get_filesystem_class
+    from fsspec.asyn import AbstractAsyncStreamedFile, AsyncFileSystem, get_loop, sync
+    from fsspec.caching import BaseCache, register_cache
+    from fsspec.implementations.chained import ChainedFileSystem
+    from fsspec.spec import AbstractBufferedFile
 
 Asked = tuple[str, int | None, int | None]
 """A path, and the start and end of a range as fsspec gives them."""

@@ -18,11 +18,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fsspec.asyn import sync
-
 from bufferpool.errors import RemoteChanged, caused
 from bufferpool.integrations.blocks import Block, Fetched, Range
+from bufferpool.integrations.extras import needs
 from bufferpool.integrations.links import Link, link_of
+
+with needs("'bufferpool[fsspec]'"):
+    from fsspec.asyn import sync
 
 clock = time.perf_counter
 REQUEST_BYTES = 8 << 20

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import apsw
-from fsspec.core import url_to_fs
-
 from bufferpool._locks import Lock
+from bufferpool.integrations.extras import needs
 from bufferpool.integrations.fsspec import BlockFile, Reader
+
+with needs("'bufferpool[fsspec]' apsw"):
+    import apsw
+    from fsspec.core import url_to_fs
 
 NAME = "bufferpool"
 _registering = Lock()

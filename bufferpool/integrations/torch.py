@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import Dataset, IterableDataset
 
+from bufferpool.integrations.extras import needs
 from bufferpool.objects.cache import Cache, Key
 from bufferpool.units import flag_of
+
+with needs("'bufferpool[torch]'"):
+    import torch
+    from torch.utils.data import Dataset, IterableDataset
 
 _AS_INTEGERS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 """The integer type as which the items of a tensor are kept if numpy does not have their type, by the size of an item."""

@@ -20,18 +20,21 @@ from functools import cached_property
 from typing import Any, Final, Self
 
 import numpy as np
-from zarr import Array, AsyncArray
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.codecs import ShardingCodec
-from zarr.core.chunk_grids import RegularChunkGrid
-from zarr.core.codec_pipeline import BatchedCodecPipeline, fill_value_or_default
-from zarr.core.common import concurrent_map
-from zarr.core.config import config as zarr_config
-from zarr.core.indexing import get_indexer
-from zarr.registry import register_pipeline
-from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
+from bufferpool.integrations.extras import needs
 from bufferpool.objects.cache import Cache, Key, ttl_of
+
+with needs("'bufferpool[zarr]'"):
+    from zarr import Array, AsyncArray
+    from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+    from zarr.codecs import ShardingCodec
+    from zarr.core.chunk_grids import RegularChunkGrid
+    from zarr.core.codec_pipeline import BatchedCodecPipeline, fill_value_or_default
+    from zarr.core.common import concurrent_map
+    from zarr.core.config import config as zarr_config
+    from zarr.core.indexing import get_indexer
+    from zarr.registry import register_pipeline
+    from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
 _ABSENT: Final = object()
 _WRITING: Final = 0  # in place of a token
