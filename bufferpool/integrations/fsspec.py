@@ -14,6 +14,7 @@ import errno
 import math
 import os
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -83,6 +84,8 @@ SAME_MOMENT_S = 0.05
 dozen files that may lie beside an image."""
 ANSWERS = 4096
 """The most answers about files that are kept for ``max_age`` seconds."""
+BLOCK_BYTES = 4096, 1 << 30
+"""The least and the largest size of a pool's pages."""
 BLOCKS_LEAST = 4
 """The blocks that a budget must have room for."""
 OF_FSSPEC = frozenset(
@@ -123,6 +126,8 @@ class PoolOptions:
 
     def __post_init__(self) -> None:
         block = PAGE_SIZE if self.block_size is None else parse_size(self.block_size, "block_size") or PAGE_SIZE
+        if block & block - 1 or not BLOCK_BYTES[0] <= block <= BLOCK_BYTES[1]:
+            raise ValueError(f"block_size must be a power of two from 4096 to 1 GiB, not {self.block_size!r}")
         if self.budget != "auto" and parse_size(self.budget, "budget") < BLOCKS_LEAST * block:
             least = format_size(BLOCKS_LEAST * block)
             raise ValueError(
@@ -514,6 +519,8 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         self.max_age = seconds_of(max_age, "max_age") or 0.0
         self._absent = "", -math.inf  # the path that the last isfile() has not found, and when
         self._answers: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._noting = Lock()
+        self._written: list[weakref.ref[Any]] = []
         self.__dict__["_strip_protocol"] = self._as_target_path  # per instance, because each has another target
 
     @property
@@ -572,9 +579,8 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
     ) -> Any:  # fmt: skip
         options: dict[str, Any] = {} if block_size is None else {"block_size": block_size}
         if mode != "rb":
-            self._answers.clear()
             options |= {} if autocommit else {"autocommit": False}
-            return self.fs.open(path, mode, **options, **kwargs)
+            return self._noted(self.fs.open(path, mode, **options, **kwargs))
         file = self._file(path, self._info_and_end(path, block_size or AHEAD_BYTES))
         kwargs.pop("size", None)
         if file is None:
@@ -587,6 +593,19 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
                 f"open() of {type(self).__name__} has no options {sorted(kwargs)}; open the file of its target, fs.fs.open()"
             )
         return BlockFile(self, Reader(self.blocks, file, block_size or AHEAD_BYTES), **options)
+
+    def _noted(self, written: Any) -> Any:
+        """The same file, which was opened for writing. What was said of files is forgotten, and nothing is kept until it is closed."""
+        with self._noting, suppress(TypeError):  # a file to which there are no weak references
+            self._written = [one for one in self._written if one() is not None] + [weakref.ref(written)]
+        self._answers.clear()
+        return written
+
+    def _writes(self) -> bool:
+        """Whether a file is open for writing."""
+        with self._noting:
+            self._written = [one for one in self._written if not getattr(one(), "closed", True)]
+            return bool(self._written)
 
     def _info_and_end(self, path: str, most: int) -> dict[str, Any]:
         """The target's answer about a file. If no process of the machine has opened the file before, an end of it is asked for at the same
@@ -779,7 +798,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         return info if not kwargs and time.monotonic() - when <= self.max_age else None
 
     def _keep(self, path: str, info: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self.max_age and not kwargs:
+        if self.max_age and not kwargs and not self._writes():
             if len(self._answers) >= ANSWERS:
                 self._answers.clear()
             self._answers[path] = time.monotonic(), info

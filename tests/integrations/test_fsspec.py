@@ -516,6 +516,7 @@ def test_own_changes_are_seen_at_once(tmp_path: Path, options: Options) -> None:
     assert (fs.size(path), fs.sizes([path]), fs.cat_file(path)) == (6, [6], b"abcdef")
     with fs.open(path, "wb") as file:
         file.write(b"ab")
+        assert fs.size(path) == 0, "it is in the buffer; what is said now is not kept"
     assert fs.size(path) == 2
     fs.mv(path, f"{path}.old")
     assert (fs.isfile(path), fs.isfile(f"{path}.old")) == (False, True)
@@ -1087,6 +1088,7 @@ def test_options_are_not_swallowed(origin: Any, options: Options) -> None:
         ({"budget": "2 apples"}, ValueError, "budget must look like"),
         ({"budget": None}, TypeError, "budget must be a number of bytes"),
         ({"block_size": -1}, ValueError, "block_size must not be negative"),
+        ({"block_size": 1000}, ValueError, "block_size must be a power of two"),
         ({"max_age": -1}, ValueError, "max_age must be"),
         ({"idle": -1}, ValueError, "idle must be"),
         ({"steward": "no"}, TypeError, "steward must be True or False"),
