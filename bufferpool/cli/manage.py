@@ -417,7 +417,8 @@ def register(commands: Commands) -> None:
         "Reaps dead clients, writes dirty pages, and adapts the budget to the memory pressure. Several may run: one is\n"
         "active, and another takes over when it ends. It ends with Ctrl-C or SIGTERM, and when the pool was removed and\n"
         "no other process is attached. Each decision, each failure of a store and each dead client is a line; with --json, a\n"
-        "JSON object. Exits with 1 if it cannot do its work, or if dirty pages could not be written at the end.\n\n"
+        "JSON object. A signal leaves the pool with its dirty pages to the other processes. Exits with 1 if it cannot do\n"
+        "its work, or if the pool was removed and its dirty pages could not be written.\n\n"
         "examples:\n  bufferpool steward orders --idle 600\n  bufferpool steward orders --json | jq -r .message",
     )  # fmt: skip
     add_seconds(steward, "--flush-every", 15.0, "no page stays dirty for longer")
