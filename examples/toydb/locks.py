@@ -22,14 +22,15 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from functools import cache
 
-from toydb.errors import Busy, TransactionError
+from toydb.errors import Busy, DatabaseClosed, TransactionError
 
 OPEN, ATTACHED, WRITE, SYNC, CHECKPOINT = range(5)
 LONGEST_SLEEP_S = 0.002
-LOOK_S = 0.05  # a thread that is interrupted may take a wake-up with it: the others look by themselves, too
+LOOK_S = 0.05  # a handler may keep a thread from waking the next one, which looks by itself, too
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
@@ -38,12 +39,16 @@ def _request(kind: int, byte: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
 
 
+_open_files: "weakref.WeakSet[LockFile]" = weakref.WeakSet()
+
+
 class LockFile:
     """One open file description of the lock file."""
 
     fd = -1
 
     def __init__(self, path: str) -> None:
+        _open_files.add(self)  # the locks are the process's own: a forked child must not keep them
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
@@ -55,7 +60,13 @@ class LockFile:
     def __del__(self) -> None:  # of a database that was dropped, and not closed
         self.close()
 
+    def must_be_open(self) -> None:
+        """Raises DatabaseClosed."""
+        if self.fd < 0:
+            raise DatabaseClosed("the database was closed, or this process was forked; open it again")
+
     def _set(self, byte: int, kind: int, wait: bool) -> bool:
+        self.must_be_open()
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, _request(kind, byte))
         except (BlockingIOError, PermissionError):
@@ -76,11 +87,12 @@ class LockFile:
         return True
 
     def release(self, byte: int) -> None:
-        self._set(byte, fcntl.F_UNLCK, wait=False)
+        if self.fd >= 0:  # else it is released
+            self._set(byte, fcntl.F_UNLCK, wait=False)
 
 
 class Lock:
-    """A lock on one byte of the file, which also excludes the threads of this handle.
+    """A lock on one byte of the file, which also excludes the threads of this handle: they get it in the order in which they came.
 
     A signal's handler may raise after any call, so that its result is lost. So nothing here depends on a result: who has the lock
     stands in ``_holder``, and what gives it back may be called once more. (Python handles no signal between taking the lock
@@ -94,20 +106,20 @@ class Lock:
         self._mutex = threading.RLock()
         self._holder: object = None
         self._thread = 0  # which took it
-        self._freed = threading.Lock()  # unlocked by each release: wakes one thread that waits
-        self._freed.acquire()
+        self._waiting: dict[
+            object, tuple[int, threading.Lock]
+        ] = {}  # by holder: its thread, and the lock at which that sleeps
 
     def take(self, holder: object, timeout: float | None = None) -> None:
-        """Takes the lock for ``holder``, a new object. Raises Busy after ``timeout`` seconds, TransactionError if this thread has it."""
+        """Takes the lock for ``holder``, a new object.
+
+        Raises Busy after ``timeout`` seconds, TransactionError if this thread has it, DatabaseClosed.
+        """
         if self._thread == threading.get_ident():
             raise TransactionError(f"this thread has the {self._what} lock already; end its transaction first")
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            while not self._claim(holder):
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise self._busy(timeout)
-                self._freed.acquire(timeout=min(left_s, LOOK_S))
+            self._await_threads(holder, timeout, deadline)
             left = None if timeout is None else max(0.0, deadline - time.monotonic())
             if not self._file.take(self._byte, left):
                 raise self._busy(timeout)
@@ -115,32 +127,60 @@ class Lock:
             self.release(holder)
             raise
 
-    def _claim(self, holder: object) -> bool:
-        """Excludes the other threads of this handle; returns whether it could."""
+    def _await_threads(self, holder: object, timeout: float | None, deadline: float) -> None:
+        """Waits until no other thread of this handle has the lock."""
+        woken = threading.Lock()
+        woken.acquire()
         thread = threading.get_ident()
+        me = thread, woken
         with self._mutex:
             if self._holder is None:
                 self._holder, self._thread = holder, thread
-            return self._holder is holder
+            else:
+                self._waiting[holder] = me
+        while self._holder is not holder:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise self._busy(timeout)
+            self._file.must_be_open()
+            woken.acquire(timeout=min(left_s, LOOK_S))
 
     def _busy(self, timeout: float | None) -> Busy:
         return Busy(f"the {self._what} lock was not free within {timeout} s; try again, or wait longer")
 
     def release(self, holder: object) -> None:
-        """Gives the lock back; does nothing if ``holder`` does not have it."""
+        """Gives the lock to the thread that waits for the longest time; does nothing if ``holder`` does not have it."""
+        woken = None
         with self._mutex:
-            if self._holder is not holder:
-                return
-            self._file.release(self._byte)
-            self._holder, self._thread = None, 0
-            if self._freed.locked():
-                self._freed.release()
+            if self._holder is holder:
+                self._file.release(self._byte)
+                self._holder, self._thread = None, 0
+                for after in self._waiting:
+                    self._holder = after
+                    self._thread, woken = self._waiting[after]
+                    del self._waiting[after]
+                    break
+            elif holder in self._waiting:
+                del self._waiting[holder]
+        if woken is not None:
+            woken.release()
 
     @contextlib.contextmanager
     def held(self, timeout: float | None = None) -> Iterator[None]:
         holder = object()
-        self.take(holder, timeout)
         try:
+            self.take(holder, timeout)
             yield
         finally:
-            self.release(holder)
+            try:
+                self.release(holder)
+            finally:  # a handler may have raised in the first call
+                self.release(holder)
+
+
+def _after_fork() -> None:
+    for file in list(_open_files):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -133,6 +133,7 @@ class Transaction:
             self._newest, self.snapshot = NO_LIMIT, 0
         if kind == "write":
             self._take_turn(timeout)
+            return
         self._since = engine.space.own_uses[1]
         self._open = True
 
@@ -143,11 +144,14 @@ class Transaction:
             self._engine.write_lock.take(self._holder, timeout)
             self._engine.settle()
             self.snapshot = self._engine.shared.current().published
+            self._since = self._engine.space.own_uses[1]
+            self._open = True
         except BaseException:
             self._give_turn()
             raise
 
     def _give_turn(self) -> None:
+        self._open = False
         self._engine.write_lock.release(self._holder)
         self._holder = None
 

@@ -302,11 +302,75 @@ def test_an_exception_of_a_handler_leaves_no_lock_behind(open_db: OpenDatabase, 
     while _raise_at(moment, lambda: what(db)):
         for handle in (other, db):
             handle.begin(write=True, timeout=0).rollback()
+            for lock in (handle._engine.sync_lock, handle._engine.checkpoint_lock):
+                with lock.held(0):
+                    pass
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         moment += 1
     assert moment > 40
     with db.begin() as txn:
         assert [key for key, _ in txn.table("t").scan()] == [b"000000"]
+
+
+def test_threads_of_a_handle_get_their_turn_in_order(db: toydb.Database, threads: Threads) -> None:
+    """Who released the lock took it again: a thread that polls kept a thread that commits away for seconds."""
+    fill(db, 1)
+    turns: list[str] = []
+
+    def turn(name: str) -> None:
+        with db.begin(write=True):
+            turns.append(name)
+
+    waiting = db._engine.write_lock._waiting
+    txn = db.begin(write=True)
+    for count, name in enumerate("bcd", 1):
+        threads.start(turn, name)
+        wait_until(lambda count=count: len(waiting) == count, "it waits")
+    with pytest.raises(toydb.TransactionError, match="already"):
+        db.begin(write=True)
+    txn.rollback()
+    turn("a")
+    threads.join()
+    assert turns == ["b", "c", "d", "a"]
+
+
+def test_close_ends_the_wait_of_another_thread(db: toydb.Database, threads: Threads) -> None:
+    fill(db, 1)
+    outcomes: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            db.begin(write=True)
+        except toydb.DatabaseClosed as error:
+            outcomes.append(error)
+
+    txn = db.begin(write=True)
+    threads.start(wait)
+    wait_until(lambda: len(db._engine.write_lock._waiting) == 1, "it waits")
+    db.close()
+    threads.join()
+    assert len(outcomes) == 1
+    txn.rollback()
+
+
+def test_a_child_of_a_fork_during_open_keeps_no_lock(tmp_path: Path) -> None:
+    """It had the lock file of a database that was not open yet: when the parent was killed, its locks lived on in the child."""
+    file = locks.LockFile(str(tmp_path / "lock"))
+    assert file.take(locks.WRITE, 0)
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(send, b"closed" if file.fd < 0 else b"open!!")
+        os._exit(0)
+    assert os.read(receive, 6) == b"closed"
+    os.waitpid(child, 0)
+    other = locks.LockFile(str(tmp_path / "lock"))
+    assert not other.take(locks.WRITE, 0)  # the parent has it still
+    file.close()
+    assert other.take(locks.WRITE, 0)
+    other.close()
+    os.close(receive)
+    os.close(send)
 
 
 def test_a_handler_may_begin_while_the_lock_changes_hands(db: toydb.Database, monkeypatch: Any) -> None:

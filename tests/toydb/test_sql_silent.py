@@ -39,6 +39,46 @@ def test_another_connection_completes_a_trigger_too(connect):
     assert rows(one, "SELECT * FROM t WHERE id < 100") == [(1, "none", 7, "x"), (2, "none", 7, "x")]
 
 
+def test_views_and_triggers_that_another_connection_changes_are_the_new_ones(connect):
+    """A connection that knew a view went on with it, and with its triggers, until it made a definition of its own: it read and wrote the wrong rows."""
+    one, two = connect(), connect()
+    one.execute(
+        "CREATE TABLE t(x); INSERT INTO t VALUES(1), (2); CREATE TABLE log(x); CREATE VIEW v AS SELECT x FROM t WHERE x = 1"
+    )
+    one.execute("CREATE TRIGGER g INSTEAD OF INSERT ON v BEGIN INSERT INTO t VALUES(new.x); END")
+    assert rows(two, "SELECT * FROM v") == [(1,)]
+    one.execute("DROP VIEW v; CREATE VIEW v AS SELECT x FROM t WHERE x = 2")
+    assert rows(two, "SELECT * FROM v") == [(2,)]
+    one.execute("CREATE TRIGGER g INSTEAD OF INSERT ON v BEGIN INSERT INTO log VALUES(new.x); END")
+    two.execute("INSERT INTO v VALUES(2)")
+    assert (rows(two, "SELECT * FROM v"), rows(two, "SELECT * FROM log")) == ([(2,)], [(2,)])
+    one.execute("DROP TRIGGER g")
+    with pytest.raises(apsw.SQLError, match="cannot modify v"):
+        two.execute("INSERT INTO v VALUES(2)")
+    one.execute("DROP VIEW v; CREATE VIEW v AS SELECT 'without a table'")
+    assert rows(two, "SELECT * FROM v") == [("without a table",)]
+    one.execute("DROP VIEW v")
+    with pytest.raises(apsw.SQLError, match="no such table: v"):
+        rows(two, "SELECT * FROM v")
+
+
+def test_a_rollback_takes_no_definition_of_another_connection_back(connect):
+    one, two = connect(), connect()
+    one.execute("CREATE TABLE t(x); INSERT INTO t VALUES(1), (2); CREATE VIEW v AS SELECT x FROM t WHERE x = 1")
+    assert rows(two, "SELECT * FROM v") == [(1,)]
+    one.execute("DROP VIEW v; CREATE VIEW v AS SELECT x FROM t WHERE x = 2")
+    two.execute("BEGIN")
+    assert rows(two, "SELECT * FROM v") == [(2,)]
+    two.execute("ROLLBACK")
+    assert rows(two, "SELECT * FROM v") == [(2,)]
+    two.execute("BEGIN; DROP VIEW v; ROLLBACK")
+    assert rows(two, "SELECT * FROM v") == [(2,)]
+    two.execute("BEGIN; INSERT INTO t VALUES(2); DROP VIEW v; CREATE VIEW v AS SELECT 3")
+    assert rows(two, "SELECT * FROM v") == [(3,)]
+    two.execute("COMMIT")
+    assert (rows(one, "SELECT * FROM v"), rows(two, "SELECT * FROM v")) == ([(3,)], [(3,)])
+
+
 @pytest.mark.parametrize(
     ("sql", "told"),
     [

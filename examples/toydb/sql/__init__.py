@@ -28,6 +28,7 @@ from toydb.sql.session import Pages, SchemaChanged, Session
 
 MOST_REWRITTEN = 500
 CHANGES = ("INSERT", "REPLACE", "UPDATE", "DELETE")
+TRANSACTIONS = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "ROLLBACK TO")
 CONFIGURES = {apsw.SQLITE_DBCONFIG_ENABLE_FKEY: "foreign_keys", apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA: "writable_schema"}
 
 
@@ -237,6 +238,8 @@ class Cursor(apsw.Cursor):
                 refused.advise(statement, error)
                 raise
             return self
+        if statement.kind not in TRANSACTIONS:
+            connection.catalog.follow()
         for attempt in (1, 2):
             sql = connection.rewrite(statement)
             connection.session.operands = statement.operands.within(connection.catalog.operands)
@@ -280,7 +283,7 @@ class Cursor(apsw.Cursor):
             connection.catalog.make_transaction_table()
 
     def _run(self, connection: Connection, sql: str, bindings: Any, options: dict[str, Any], kind: str) -> None:
-        if kind in ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "ROLLBACK TO"):
+        if kind in TRANSACTIONS:
             with connection.session.whole():
                 super().execute(sql, bindings, **options)
                 connection.catalog.enlist()

@@ -141,6 +141,9 @@ class Catalog:
         self.operands: Operands | None = (
             None  # of views and triggers, whose SQL a statement may execute; None: there are none
         )
+        self._any_stored = False  # whether there are, or were, stored views and triggers
+        self._seen: list[tuple[bytes, bytes]] | None = None  # their rows that SQLite knows; None: look again
+        self._looked: int | None = None  # the LSN at which they were compared last
         self._triggers: dict[str, tuple[Statement, str]] = {}  # temporary ones by name: as written, and as executed
         self.coming: Schema | None = None  # the schema that the next CREATE VIRTUAL TABLE declares
         self.storage_stays = False
@@ -207,6 +210,26 @@ class Catalog:
                 changed = True
         return self._refresh_definitions(DEFINITIONS in stored) or changed
 
+    def follow(self) -> None:
+        """Takes over what other connections have done to the stored views and triggers. (Tables tell it themselves: Session.table.)
+
+        Inside a transaction with a snapshot, or with changes, the definitions are those of its beginning, or its own.
+        """
+        if not self._any_stored or self.session.current is not None:
+            return
+        with self.session.look() as txn:
+            if txn.snapshot == self._looked:
+                return
+            looked = txn.snapshot
+            try:
+                found = list(txn.table("table:" + DEFINITIONS).scan())
+            except NoSuchTable:
+                found = []
+        if found != self._seen:
+            self.refresh()
+        if self._connection.get_autocommit():  # else a ROLLBACK may take the definitions back in SQLite
+            self._seen, self._looked = found, looked
+
     def definitions(self, table: str = "sqlite_schema") -> list[Any]:
         """(type, name, sql) of views and triggers."""
         return self.sqlite(f"SELECT type, name, sql FROM {table} WHERE type IN ('view', 'trigger')").fetchall()
@@ -271,6 +294,7 @@ class Catalog:
     def _refresh_definitions(self, any_stored: bool) -> bool:
         """Declares the stored views and triggers; anew, where a table of a trigger has other defaults now."""
         known = set(self.definitions())
+        self._any_stored, self._seen, self._looked = any_stored, None, None
         stored = self.definitions(DEFINITIONS) if any_stored else []
         self.operands = None
         for _, _, sql in (*stored, *self.definitions("sqlite_temp_schema")):

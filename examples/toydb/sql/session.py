@@ -147,6 +147,10 @@ class Session:
 
     # -- reading -------------------------------------------------------------------------
 
+    def look(self) -> Transaction:
+        """A snapshot beside the session's transaction."""
+        return self._database.begin()
+
     def acquire(self) -> Work:
         """The transaction to read in; call :meth:`release` afterwards."""
         if self.current is None:
