@@ -818,20 +818,22 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             return None if said.get("mimetype", "") in ("", HTML) else False
         return name == "exists" or said["type"] == ("file" if name == "isfile" else "directory")
 
+    def _says(self, name: str, path: str, **kwargs: Any) -> bool:
+        """The answer to exists, isfile or isdir: the kept one, or the target's."""
+        kept = None if kwargs else self._as_kept(name, path)
+        return bool(self._asked(name, path, **kwargs)) if kept is None else kept
+
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Whether there is a file or folder."""
-        kept = None if kwargs else self._as_kept("exists", path)
-        return bool(self._asked("exists", path, **kwargs)) if kept is None else kept
+        return self._says("exists", path, **kwargs)
 
     def isfile(self, path: str) -> bool:
         """Whether there is a file."""
-        kept = self._as_kept("isfile", path)
-        return bool(self._asked("isfile", path)) if kept is None else kept
+        return self._says("isfile", path)
 
     def isdir(self, path: str) -> bool:
         """Whether there is a folder. On an HTTP server, a page with links is one."""
-        kept = self._as_kept("isdir", path)
-        return bool(self._asked("isdir", path)) if kept is None else kept
+        return self._says("isdir", path)
 
     def size(self, path: str) -> int | None:
         """The bytes of a file; None if the target does not know."""

@@ -150,10 +150,8 @@ class Database:
         return _reopen, (self.path, self._options)
 
     def _forked(self) -> None:
-        """Closes the handle in the child of a fork: the locks are the parent's, and must not outlive it here."""
-        if not self.closed:
-            self.closed = True
-            self._engine.file.close()
+        """Closes the handle in the child of a fork, where its lock file is closed already."""
+        self.closed = True
 
 
 def _reopen(path: str, options: dict[str, object]) -> Database:

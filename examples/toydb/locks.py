@@ -106,9 +106,7 @@ class Lock:
         self._mutex = threading.RLock()
         self._holder: object = None
         self._thread = 0  # which took it
-        self._waiting: dict[
-            object, tuple[int, threading.Lock]
-        ] = {}  # by holder: its thread, and the lock at which that sleeps
+        self._waiting: dict[object, tuple[int, threading.Lock]] = {}  # by holder: its thread, and where that sleeps
 
     def take(self, holder: object, timeout: float | None = None) -> None:
         """Takes the lock for ``holder``, a new object.

@@ -171,8 +171,7 @@ class Transaction:
             self.rollback()
 
     def __del__(self) -> None:
-        if self._open or self._holder is not None:
-            self.rollback()
+        self.rollback()
 
     def must_be_open(self) -> None:
         """Raises TransactionEnded, DatabaseClosed."""

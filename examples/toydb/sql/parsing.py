@@ -108,7 +108,7 @@ class Statement:
         """Whether a row value may end before this token: parentheses with a comma."""
         if self.word(at - 1) != ")":
             return False
-        opening = _opening(self.tokens, at - 1)
+        opening = _partner(self.tokens, at - 1, -1)
         return any(token.word == "," for token in self.tokens[opening:at])
 
     def _compares_values(self) -> bool:
@@ -291,26 +291,16 @@ def _top_level(tokens: Sequence[Token], words: Sequence[str], start: int = 0) ->
     return None
 
 
-def _closing(tokens: Sequence[Token], opening: int) -> int:
-    """The parenthesis that closes the one at ``opening``; the end if it is missing."""
+def _partner(tokens: Sequence[Token], at: int, step: int = 1) -> int:
+    """The parenthesis that belongs to the one at ``at``: after it, or before it (``step`` -1); the end of the tokens there if it is missing."""
     depth = 0
-    for index in range(opening, len(tokens)):
-        word = tokens[index].word
+    while 0 <= at < len(tokens):
+        word = tokens[at].word
         depth += (word == "(") - (word == ")")
         if depth == 0:
-            return index
-    return len(tokens)
-
-
-def _opening(tokens: Sequence[Token], closing: int) -> int:
-    """The parenthesis that opens the one at ``closing``; the start if it is missing."""
-    depth = 0
-    for index in range(closing, -1, -1):
-        word = tokens[index].word
-        depth += (word == ")") - (word == "(")
-        if depth == 0:
-            return index
-    return 0
+            break
+        at += step
+    return max(0, at)
 
 
 class Parenthesised(NamedTuple):
@@ -322,7 +312,7 @@ def parenthesised(statement: Statement, opening: int) -> Parenthesised | None:
     """The content of the parentheses that open at a token, or None if none do."""
     if statement.word(opening) != "(":
         return None
-    closing = _closing(statement.tokens, opening)
+    closing = _partner(statement.tokens, opening)
     if closing == len(statement.tokens):
         return None
     return Parenthesised(statement.sql[statement.tokens[opening].end : statement.tokens[closing].start], closing + 1)
@@ -358,7 +348,7 @@ def insert_target(statement: Statement) -> Target | None:
         at += 2
     if statement.word(at) != "(":
         return Target(name, qualified, None, at, at)
-    closing = _closing(tokens, at)
+    closing = _partner(tokens, at)
     listed = tuple(t.name for t in tokens[at + 1 : closing] if t.word != ",")
     return Target(name, qualified, listed, at, closing + 1)
 
